@@ -1,0 +1,5 @@
+"""`python -m dinov2kit.cli` is `dinokit`."""
+
+from .app import main
+
+main()

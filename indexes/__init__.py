@@ -1,0 +1,3 @@
+"""The room where descriptors are kept and found again."""
+
+__all__: list[str] = []
