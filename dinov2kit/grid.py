@@ -66,8 +66,13 @@ class PatchGrid:
 
     def inside(self) -> Bool[np.ndarray, " n_patches"]:
         """Say for every patch whether its centre lies on the original image (not on padding), row-major."""
-        x, y = self.centers().T
-        return (x > -0.5) & (y > -0.5) & (x < self.width - 0.5) & (y < self.height - 0.5)
+        return self.contains(self.centers())
+
+    def contains(self, pixels: Keypoints) -> Bool[np.ndarray, " n"]:
+        """Say for every (x, y) in the pixel frame whether it lies on the original image; NaN does not."""
+        x, y = pixels.T
+        on_image: np.ndarray = (x > -0.5) & (y > -0.5) & (x < self.width - 0.5) & (y < self.height - 0.5)
+        return on_image
 
     def _affine(self) -> tuple[np.ndarray, np.ndarray]:
         scale = np.array([self.scale_x, self.scale_y], np.float64)

@@ -1,0 +1,182 @@
+"""Encoder: images -> descriptors and features, on one device, in the precision that is safe there."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from dinov2kit.errors import ArgumentError, DeviceError, DeviceMemoryError
+from dinov2kit.features import Features
+from dinov2kit.identity import ModelIdentity
+from dinov2kit.images import Source, load_picture
+from dinov2kit.shapes import Descriptors, ImageBatch
+from dinov2kit.views import IMAGENET_MEAN, IMAGENET_STD, CenterCrop, KeepAspect
+from dinov2kit.vit import Tokens, VisionTransformer
+from dinov2kit.weights import LoadedModel, load_model
+
+logger = logging.getLogger(__name__)
+
+SAFE_COSINE = 0.999  # bf16 must agree with fp32 this well, or fp32 is used
+
+
+class Encoder:
+    """A DINOv2 backbone that takes images as they are.
+
+    Args:
+        model: a catalogue name ("dinov2_vits14", "vitb14-reg"), a weight file, "untrained:ARCHITECTURE",
+            "auto", or a model that `load_model` returned.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        precision: "fp32", "bf16", or "auto": bf16 where the device computes it fast and the first batch
+            agrees with fp32 to a cosine of 0.999.
+
+    Raises:
+        WeightsError: the weights are unknown, missing or damaged.
+        DeviceError: the device is absent.
+        ArgumentError: the precision is unknown.
+    """
+
+    def __init__(
+        self, model: str | Path | LoadedModel = "auto", *, device: str = "auto", precision: str = "auto"
+    ) -> None:
+        if precision not in ("auto", "fp32", "bf16"):
+            raise ArgumentError(f"unknown precision {precision!r}; wanted auto, fp32 or bf16")
+        loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
+        self.device = _choose_device(device)
+        self.vit: VisionTransformer = loaded.vit.to(self.device).eval()
+        self.view = CenterCrop()
+        self.patch_size = loaded.vit.config.patch_size
+        self.identity = ModelIdentity(
+            name=loaded.name,
+            weights_sha256=loaded.weights_sha256,
+            dim=loaded.vit.config.embed_dim,
+            pooling="cls",
+            preprocess=self.view.describe(),
+        )
+        self.batch_size = 64 if self.device.type == "cuda" else 8
+        self._undecided = precision == "auto" and _computes_bf16(self.device)
+        if precision == "bf16":
+            self.vit = self.vit.to(torch.bfloat16)
+
+    @property
+    def name(self) -> str:
+        """The catalogue name or path of the model."""
+        return self.identity.name
+
+    @property
+    def dim(self) -> int:
+        """Length of a descriptor."""
+        return self.identity.dim
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic in use: "fp32" or "bf16"."""
+        return "bf16" if next(self.vit.parameters()).dtype is torch.bfloat16 else "fp32"
+
+    def embed(self, pixels: ImageBatch) -> Descriptors:
+        """Return the global descriptor of every prepared image: its class token, L2-normalised.
+
+        Args:
+            pixels: images as `view` prepares them, RGB.
+
+        Raises:
+            DeviceMemoryError: the batch does not fit the device.
+        """
+        tokens = self._tokens(pixels)
+        return torch.nn.functional.normalize(tokens.class_token.float(), dim=-1).cpu().numpy()
+
+    def encode(self, source: Source, *, size: int = 518) -> Features:
+        """Return the tokens of one whole image, its aspect ratio kept.
+
+        Args:
+            source: path, encoded bytes, PIL image, or RGB array.
+            size: longer side of the network input in pixels; both sides become multiples of the patch.
+
+        Raises:
+            ImageError: the image cannot be read.
+            DeviceMemoryError: the image does not fit the device at this size.
+        """
+        view = KeepAspect(size=size, patch_size=self.patch_size)
+        picture = load_picture(source, view)
+        tokens = self._tokens(picture.pixels[None])
+        return Features(
+            class_token=tokens.class_token[0].float(),
+            patch_tokens=tokens.patch_tokens[0].float(),
+            register_tokens=tokens.register_tokens[0].float(),
+            grid=view.grid(picture.width, picture.height),
+        )
+
+    @torch.inference_mode()
+    def _tokens(self, pixels: ImageBatch) -> Tokens:
+        with _memory_errors(self.device):
+            images = _normalise(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
+            if self._undecided:
+                self._decide_precision(images[:4])
+            tokens: Tokens = self.vit(images.to(next(self.vit.parameters()).dtype))
+            return tokens
+
+    def _decide_precision(self, images: Tensor) -> None:
+        """Take bf16 when it agrees with fp32 on the first images."""
+        half = copy.deepcopy(self.vit).to(torch.bfloat16)
+        exact, rounded = self.vit(images), half(images.to(torch.bfloat16))
+        cosine = torch.nn.functional.cosine_similarity
+        worst_class = cosine(exact.class_token, rounded.class_token.float(), dim=-1).min().item()
+        mean_patch = cosine(exact.patch_tokens, rounded.patch_tokens.float(), dim=-1).mean().item()
+        if min(worst_class, mean_patch) >= SAFE_COSINE:
+            self.vit = half
+        logger.info(
+            "bf16 against fp32: class %.5f, patches %.5f; %s", worst_class, mean_patch, self.precision
+        )
+        self._undecided = False
+
+
+def _normalise(pixels: UInt8[Tensor, "batch height width 3"]) -> Tensor:
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255
+    std = torch.tensor(IMAGENET_STD, device=pixels.device) * 255
+    return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def _choose_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch asserts when it was built without CUDA
+        raise DeviceError(
+            f"device {device!r} cannot be used: {str(error).splitlines()[0]}",
+            hint="use --device cpu, or run: dinokit doctor",
+        ) from error
+    return chosen
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Say whether the device multiplies bf16 faster than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public in torch 2.13
+    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in probes)
+
+
+@contextmanager
+def _memory_errors(device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator raises a plain one
+        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+            raise
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise DeviceMemoryError(
+            f"out of memory on {device}: {str(error).splitlines()[0]}",
+            hint="use a smaller --batch or --size, or --device cpu",
+        ) from error
