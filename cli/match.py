@@ -28,7 +28,7 @@ def match(
     ] = None,
     draw: Annotated[Path, typer.Option(metavar="FILE", help="Picture of the matches.")] = Path("matches.png"),
     no_draw: Annotated[bool, typer.Option("--no-draw", help="No picture.")] = False,
-    draw_num: Annotated[int, typer.Option(metavar="N", help="Matches in the picture.")] = 15,
+    draw_num: Annotated[int, typer.Option(metavar="N", min=0, help="Matches in the picture.")] = 15,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     model: options.ModelOption = "auto",
     device: options.DeviceOption = "auto",
@@ -46,13 +46,12 @@ def match(
 
     Example: dinokit match cat1.jpg cat2.jpg --points "120,80;300,210" --draw cats.png
     """
-    picture = None if no_draw else draw
-    table = None if out in (None, "-") else Path(str(out))
-
     from dinov2kit.encoder import Encoder
     from dinov2kit.pairs import check_outputs, draw_pair, match_images, write_pair
     from dinov2kit.points import read_points
 
+    picture = None if no_draw else draw
+    table = None if out in (None, "-") else Path(str(out))
     check_outputs(table, picture, overwrite=overwrite)
     given = read_points(points) if points is not None else None
     encoder = Encoder(model, device=device, precision=precision)
@@ -67,13 +66,16 @@ def match(
         console.emit_json("match/1", pair.to_json())
     elif given is not None and table is None:
         console.emit(pair.to_csv(), end="")
-    for warning in pair.warnings:
+    for line in [] if quiet else pair.summary():
+        console.say(line)
+    _close(pair.warnings, [] if quiet else [path for path in (table, picture) if path is not None])
+
+
+def _close(warnings: tuple[str, ...], written: list[Path]) -> None:
+    if written:
+        console.say("wrote " + ", ".join(map(str, written)))
+    for warning in warnings:
         console.warn(warning)
-    if not quiet:
-        for line in pair.summary():
-            console.say(line)
-        written = [str(path) for path in (table, picture) if path is not None]
-        console.say("wrote " + ", ".join(written)) if written else None
 
 
 def register(app: typer.Typer) -> None:

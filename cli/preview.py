@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rich.columns import Columns
 from rich.console import Console, Group
@@ -66,7 +66,7 @@ def choose_preview(
             )
     if asked == "block" and as_json:
         raise ArgumentError("--preview block and --json cannot both write to stdout")
-    return asked  # type: ignore[return-value]
+    return cast(Preview, asked)
 
 
 def half_blocks(image: Image, columns: int) -> Text:
@@ -78,8 +78,7 @@ def half_blocks(image: Image, columns: int) -> Text:
     """
     import cv2
 
-    height, width = image.shape[:2]
-    rows = max(1, round(columns * height / width / 2))
+    rows = _rows(image, columns)
     small = cv2.resize(image, (columns, 2 * rows), interpolation=cv2.INTER_AREA)
     text = Text(no_wrap=True)
     for row in range(rows):
@@ -94,7 +93,7 @@ def half_blocks(image: Image, columns: int) -> Text:
 def show_images(
     images: Sequence[Image], captions: Sequence[str], kind: Preview, *, columns: int = 24
 ) -> None:
-    """Print pictures with their captions side by side on stdout.
+    """Print pictures with their captions on stdout: half blocks side by side, graphics one below the other.
 
     Args:
         images: RGB pixels of any size.
@@ -104,12 +103,17 @@ def show_images(
     """
     if kind == "none":
         return
-    console = Console(highlight=False, color_system="truecolor" if kind == "block" else "auto")
-    tiles = [
-        Group(_picture(image, kind, columns), Text(caption, no_wrap=True, overflow="ellipsis"))
-        for image, caption in zip(images, captions, strict=True)
-    ]
-    console.print(Columns(tiles, width=columns, padding=(0, 2)))
+    if kind == "block":
+        tiles = [
+            Group(half_blocks(image, columns), Text(caption, no_wrap=True, overflow="ellipsis"))
+            for image, caption in zip(images, captions, strict=True)
+        ]
+        Console(color_system="truecolor").print(Columns(tiles, width=columns, padding=(0, 2)))
+        return
+    console = Console(force_terminal=True, highlight=False)  # rich drops graphics where it sees no terminal
+    for image, caption in zip(images, captions, strict=True):
+        console.print(_graphics(image, kind, columns))
+        console.print(Text(caption, no_wrap=True, overflow="ellipsis"))
 
 
 def _best_preview(environ: Mapping[str, str]) -> Preview:
@@ -122,10 +126,16 @@ def _best_preview(environ: Mapping[str, str]) -> Preview:
     return "block" if environ.get("COLORTERM", "").lower() in ("truecolor", "24bit") else "none"
 
 
-def _picture(image: Image, kind: Preview, columns: int) -> Any:
-    if kind == "block":
-        return half_blocks(image, columns)
+def _graphics(image: Image, kind: Preview, columns: int) -> Any:
     from PIL import Image as PillowImage
 
     module, name = _RENDERERS[kind]
-    return getattr(import_module(module), name)(PillowImage.fromarray(image), width=columns)
+    return getattr(import_module(module), name)(
+        PillowImage.fromarray(image), width=columns, height=_rows(image, columns)
+    )
+
+
+def _rows(image: Image, columns: int) -> int:
+    """Return how many rows of characters, twice as high as wide, an image takes."""
+    height, width = image.shape[:2]
+    return max(1, round(columns * int(height) / int(width) / 2))

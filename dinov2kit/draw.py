@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 from dinov2kit.errors import ArgumentError
 from dinov2kit.files import written_whole
 from dinov2kit.grid import PatchGrid
-from dinov2kit.matching import Matches
+from dinov2kit.matches import Matches
 from dinov2kit.shapes import Image, Keypoints
 
 Color = tuple[int, int, int]
@@ -57,7 +57,8 @@ def draw_matches(
     """
     margin, gap, strip = 20, 12, 56
     aspect0, aspect1 = (image.shape[1] / image.shape[0] for image in (image0, image1))
-    height = min(int((max_side - gap) / (aspect0 + aspect1)), max_side, max(len(image0), len(image1), 480))
+    fitting = min(int((max_side - gap) / (aspect0 + aspect1)), max_side)
+    height = max(1, min(fitting, max(len(image0), len(image1), 480)))
     widths = [max(1, round(height * aspect)) for aspect in (aspect0, aspect1)]
     lefts = [margin, margin + widths[0] + gap]
     sheet = np.full((strip + height + margin, max(lefts[1] + widths[1] + margin, 480), 3), PAPER, np.uint8)

@@ -6,76 +6,23 @@ Keypoints are (x, y) in pixels of the original images; the arithmetic in cells i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Int64
 from numpy.typing import ArrayLike
 
 from dinov2kit.errors import ArgumentError, MatchError
 from dinov2kit.features import Features
 from dinov2kit.grid import PatchGrid
+from dinov2kit.matches import Matches
 from dinov2kit.readout import Field, correspond
 from dinov2kit.shapes import Keypoints
 
+__all__ = ["Matches", "match", "spread_out"]
+
 SHOWN_INDEXES = 10  # how many offending points an error names
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Keypoints of image 0 and where they lie in image 1; row i of every array speaks of the same match.
-
-    Attributes:
-        keypoints0: (x, y) in pixels of image 0.
-        keypoints1: (x, y) in pixels of image 1.
-        score: highest cosine similarity between the descriptor of the keypoint and the patches of image 1.
-        confidence: how exclusive the match is in both directions and how well its way back agrees, in [0, 1];
-            it ranks the matches of one pair and is not a probability.
-        cycle_error: distance between the keypoint and the way back from its match, in patches of image 0.
-        uncertainty: standard deviation of the position in image 1, in pixels.
-        kept: whether the match passed the checks.
-    """
-
-    keypoints0: Keypoints
-    keypoints1: Keypoints
-    score: Float32[np.ndarray, " n"]
-    confidence: Float32[np.ndarray, " n"]
-    cycle_error: Float32[np.ndarray, " n"]
-    uncertainty: Float32[np.ndarray, " n"]
-    kept: Bool[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        return len(self.score)
-
-    def to_json(self, *, names: Sequence[str | None] = ()) -> dict[str, object]:
-        """Return a dict that `json.dumps` takes, one entry per match in order.
-
-        Args:
-            names: names of the keypoints, one per match, or none at all.
-        """
-        labels = list(names) or [None] * len(self)
-        rows = [
-            {
-                "id": i,
-                "name": labels[i],
-                "x0": round(float(self.keypoints0[i, 0]), 3),
-                "y0": round(float(self.keypoints0[i, 1]), 3),
-                "x1": round(float(self.keypoints1[i, 0]), 3),
-                "y1": round(float(self.keypoints1[i, 1]), 3),
-                "score": round(float(self.score[i]), 5),
-                "confidence": round(float(self.confidence[i]), 5),
-                "cycle_error": round(float(self.cycle_error[i]), 3),
-                "uncertainty": round(float(self.uncertainty[i]), 3),
-                "kept": bool(self.kept[i]),
-            }
-            for i in range(len(self))
-        ]
-        return {
-            "coords": "x right, y down, in pixels; (0, 0) is the centre of the first pixel",
-            "matches": rows,
-        }
 
 
 def match(
@@ -136,7 +83,7 @@ def match(
         uncertainty=spread_px.cpu().numpy(),
         kept=kept.cpu().numpy(),
     )
-    return matches if points is not None else _take(matches, spread_out(matches, grid0, num))
+    return matches if points is not None else matches.take(spread_out(matches, grid0, num))
 
 
 def spread_out(matches: Matches, grid: PatchGrid, num: int) -> Int64[np.ndarray, " k"]:
@@ -170,18 +117,6 @@ def spread_out(matches: Matches, grid: PatchGrid, num: int) -> Int64[np.ndarray,
         if len(chosen) == num or spacing == 1:
             return np.asarray(chosen, np.int64)
         spacing -= 1
-
-
-def _take(matches: Matches, rows: Int64[np.ndarray, " k"]) -> Matches:
-    return Matches(
-        keypoints0=matches.keypoints0[rows],
-        keypoints1=matches.keypoints1[rows],
-        score=matches.score[rows],
-        confidence=matches.confidence[rows],
-        cycle_error=matches.cycle_error[rows],
-        uncertainty=matches.uncertainty[rows],
-        kept=matches.kept[rows],
-    )
 
 
 def _visible_field(features: Features) -> tuple[Field, PatchGrid]:

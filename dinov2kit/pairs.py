@@ -19,7 +19,8 @@ from dinov2kit.features import Features
 from dinov2kit.files import written_whole
 from dinov2kit.grid import PatchGrid
 from dinov2kit.identity import ModelIdentity
-from dinov2kit.matching import Matches, match
+from dinov2kit.matches import Matches
+from dinov2kit.matching import match
 from dinov2kit.points import NamedPoints
 
 SCHEMA = "dinokit.match/1"
@@ -76,7 +77,7 @@ class MatchedPair:
         return f"{names} · {kept} · {self.model.name} at {self.size} px"
 
     def summary(self) -> list[str]:
-        """Return four lines for a person: the images, the matches, their quality, the time."""
+        """Return three lines for a person: the images, the matches, the model and its time."""
         sides = [
             f"{path.name} {grid.width}×{grid.height} ({grid.cols}×{grid.rows} patches)"
             for path, grid in zip(self.paths, self.grids, strict=True)
@@ -84,16 +85,13 @@ class MatchedPair:
         found, kept = self.matches, int(self.matches.kept.sum())
         lines = [" ↔ ".join(sides), f"{len(found)} matches, {kept} kept"]
         if len(found):
-            medians = [
-                f"{label} {np.median(column):.{places}f}{unit}"
-                for label, column, places, unit in (
-                    ("confidence", found.confidence, 2, ""),
-                    ("cosine", found.score, 3, ""),
-                    ("cycle error", found.cycle_error, 2, " patches"),
-                    ("uncertainty", found.uncertainty, 1, " px"),
-                )
-            ]
-            lines.append(" · ".join(medians) + " (medians)")
+            medians = (
+                f"confidence {np.median(found.confidence):.2f}",
+                f"cosine {np.median(found.score):.3f}",
+                f"cycle error {np.median(found.cycle_error):.2f} patches",
+                f"uncertainty {np.median(found.uncertainty):.1f} px",
+            )
+            lines[1] += " · medians: " + ", ".join(medians)
         lines.append(
             f"{self.model.name} at {self.size} px · encoded in {self.encode_seconds:.1f} s"
             f" · matched in {self.match_seconds:.2f} s"
@@ -103,9 +101,8 @@ class MatchedPair:
     def to_json(self) -> dict[str, object]:
         """Return the document that `--json` prints and a .json file holds."""
         images = [
-            {"path": str(path), "width": grid.width, "height": grid.height, "sha256": digest, "grid": shape}
+            {"path": str(path), "width": grid.width, "height": grid.height, "sha256": digest}
             for path, grid, digest in zip(self.paths, self.grids, self.digests, strict=True)
-            for shape in [[grid.rows, grid.cols]]
         ]
         return {
             "schema": SCHEMA,
@@ -214,10 +211,7 @@ def write_pair(pair: MatchedPair, path: Path) -> None:
     Raises:
         ArgumentError: the suffix is neither, or the folder cannot be written.
     """
-    if path.suffix.lower() not in (".json", ".csv"):
-        raise ArgumentError(
-            f"cannot write matches as {path.name!r}; wanted a name that ends in .json or .csv"
-        )
+    _check_suffix(path, "matches", TABLES)
     text = pair.to_csv() if path.suffix.lower() == ".csv" else json.dumps(pair.to_json(), indent=2) + "\n"
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")

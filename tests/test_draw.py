@@ -9,7 +9,7 @@ from skimage import data
 
 from dinov2kit.draw import contact_sheet, draw_matches, shrink, write_image
 from dinov2kit.errors import ArgumentError
-from dinov2kit.matching import Matches
+from dinov2kit.matches import Matches
 
 
 def matches_of(keypoints0: list[list[float]], keypoints1: list[list[float]], kept: list[bool]) -> Matches:
@@ -63,6 +63,8 @@ def test_the_picture_is_bounded_whatever_the_size_of_the_photos() -> None:
     assert sheet.shape[1] <= 800 + 2 * 20
     tall = draw_matches(image[:, :90], image[:, :90], matches_of([], [], []), max_side=800)
     assert tall.shape[0] <= 800 + 56 + 20
+    wide = draw_matches(image[:1], image[:1], matches_of([[0, 0]], [[3999, 0]], [True]), max_side=800)
+    assert wide.shape[1] <= 8000 + 12 + 2 * 20
 
 
 def test_the_photos_themselves_are_shown_side_by_side() -> None:

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -79,3 +81,8 @@ def test_hits_keep_their_order_and_their_bars_compare_them() -> None:
 def test_a_name_that_is_no_unicode_can_still_be_written_as_utf_8() -> None:
     page = results_page("t", [], [Tile(data.cat(), "caf\udce9.jpg", 1.0)])
     assert "caf?.jpg" in page.encode("utf-8").decode()
+
+
+def test_drawing_and_pages_do_not_load_torch() -> None:
+    code = "import sys, dinov2kit.draw, dinov2kit.page, dinov2kit.points; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

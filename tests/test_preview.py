@@ -99,5 +99,5 @@ def test_no_preview_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     importlib.util.find_spec("textual_image") is None, reason="textual-image is not installed"
 )
 def test_terminal_graphics_write_their_own_escape_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    show_images([np.zeros((8, 8, 3), np.uint8)], ["x"], "sixel", columns=8)
+    show_images([np.zeros((32, 64, 3), np.uint8)], ["x"], "sixel", columns=8)
     assert "\x1bP" in capsys.readouterr().out
