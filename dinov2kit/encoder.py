@@ -160,7 +160,7 @@ def _choose_device(device: str) -> torch.device:
 def _computes_bf16(device: torch.device) -> bool:
     """Say whether the device multiplies bf16 faster than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not public in torch 2.13

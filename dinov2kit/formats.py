@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 import PIL.features
 import PIL.Image
@@ -158,7 +157,7 @@ def _teach_heic() -> None:
     pillow_heif.register_heif_opener()
 
 
-def _open_bytes(source: Path | bytes) -> BinaryIO:
+def _open_bytes(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
     """Open a file for reading once it is known to be a regular one: opening a pipe could wait for ever."""
     if isinstance(source, bytes):
         return io.BytesIO(source)

@@ -1,7 +1,7 @@
 """Image files -> upright RGB pixels, whatever the format, mode, depth or orientation.
 
-JPEGs are decoded at the smallest DCT scale that still has twice the resolution asked for, and resized in one step
-from the stored frame; only the small result is turned upright.
+JPEGs are decoded at the smallest DCT scale that still has twice the resolution asked for, and resized in one
+step from the stored frame; only the small result is turned upright.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL.Image import Resampling, Transpose
 from dinov2kit.errors import ImageError, KitError
 from dinov2kit.formats import HEIC_SUFFIXES, IMAGE_SUFFIXES, MAX_PIXELS, open_encoded, quiet
 from dinov2kit.shapes import Image
-from dinov2kit.views import Region, View
+from dinov2kit.views import Placement, Region, View
 
 __all__ = [
     "HEIC_SUFFIXES",
@@ -107,18 +107,178 @@ def load_picture(
     with _opened(source, max_pixels) as image:
         scalable = not isinstance(source, PIL.Image.Image) and image.format in ("JPEG", "MPO")
         if not scalable:
-            image.load()  # TIFF and PNG know their orientation only afterwards
+            image.load()  # PNG and TIFF know their orientation only afterwards
         orientation, taken_at = _read_exif(image)
-        stored_size = image.size
-        size = stored_size[::-1] if orientation >= 5 else stored_size
-        seen = region.box(*size) if region else (0, 0, *size)
-        placement = view.place(seen[2] - seen[0], seen[3] - seen[1])
-        left, top, right, bottom = placement.box
-        box = (seen[0] + left, seen[1] + top, seen[0] + right, seen[1] + bottom)
-        box = _to_stored(box, orientation, stored_size)
-        target = (placement.width, placement.height)
-        target = target[::-1] if orientation >= 5 else target
-        scale = _scale_down(image, box, target) if scalable else 1
-        if region:
-            box = _cut(image, box, _to_stored(seen, orientation, stored_size), scale)
-        ...
+        frame = _Frame(*image.size, orientation)
+        width, height = frame.upright(image.size)
+        x0, y0, x1, y1 = region.box(width, height) if region else (0, 0, width, height)
+        placed = view.place(x1 - x0, y1 - y0)
+        left, top, right, bottom = placed.box
+        box = frame.to_stored((x0 + left, y0 + top, x0 + right, y0 + bottom))
+        seen = frame.to_stored((float(x0), float(y0), float(x1), float(y1)))
+        scale = _scale_down(image, box, frame.upright((placed.width, placed.height))) if scalable else 1
+        small = _resize(image, box, placed, frame=frame, seen=seen, scale=scale)
+        return Picture(np.array(_turn(small, orientation)), width, height, orientation, taken_at)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The frame in which a file stores its pixels; boxes are left, top, right and bottom edges."""
+
+    width: int
+    height: int
+    orientation: int
+
+    def upright(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Carry a width and a height from one frame to the other; it is the same either way."""
+        return size if self.orientation < 5 else (size[1], size[0])
+
+    def to_stored(self, box: Box) -> Box:
+        """Carry a box from the upright frame to the stored one."""
+        left, top, right, bottom = box
+        if self.orientation >= 5:
+            left, top, right, bottom = top, left, bottom, right
+        if self.orientation in (2, 3, 7, 8):
+            left, right = self.width - right, self.width - left
+        if self.orientation in (3, 4, 6, 7):
+            top, bottom = self.height - bottom, self.height - top
+        return left, top, right, bottom
+
+
+def _scale_down(image: PIL.Image.Image, box: Box, target: tuple[int, int]) -> int:
+    """Have a JPEG decoded 2, 4 or 8 times smaller where `box` keeps twice the resolution of `target`."""
+    reserve = min((box[2] - box[0]) / target[0], (box[3] - box[1]) / target[1]) / _OVERSAMPLING
+    scale = next((scale for scale in (8, 4, 2) if scale <= reserve), 1)
+    if scale > 1:
+        image.draft(None, (image.width // scale, image.height // scale))
+    return scale
+
+
+def _resize(
+    image: PIL.Image.Image, box: Box, placed: Placement, *, frame: _Frame, seen: Box, scale: int
+) -> PIL.Image.Image:
+    """Resize `box` of the stored frame, of which `image` is a copy `scale` times smaller; sees only `seen`.
+
+    The upright horizontal always goes first. Left to itself, Pillow takes the cheaper direction first, and
+    the rounding in between would depend on orientation, shape and version.
+    """
+    left, top = math.floor(seen[0] / scale), math.floor(seen[1] / scale)
+    right, bottom = math.ceil(seen[2] / scale), math.ceil(seen[3] / scale)
+    if (left, top, right, bottom) != (0, 0, *image.size):
+        image = image.crop((left, top, right, bottom))
+    rgb = _to_rgb(image)
+    x0, x1 = max(box[0] / scale - left, 0.0), min(box[2] / scale - left, rgb.width)
+    y0, y1 = max(box[1] / scale - top, 0.0), min(box[3] / scale - top, rgb.height)
+    width, height = frame.upright((placed.width, placed.height))
+    if frame.orientation < 5:
+        rgb = rgb.resize((width, rgb.height), Resampling.BICUBIC, box=(x0, 0, x1, rgb.height))
+        return rgb.resize((width, height), Resampling.BICUBIC, box=(0, y0, width, y1))
+    rgb = rgb.resize((rgb.width, height), Resampling.BICUBIC, box=(0, y0, rgb.width, y1))
+    return rgb.resize((width, height), Resampling.BICUBIC, box=(x0, 0, x1, height))
+
+
+def _turn(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Convert any mode to RGB of 8 bits; what is transparent becomes white."""
+    if image.mode == "F":
+        raise ImageError(
+            "its pixels are floating-point numbers, which have no fixed white",
+            hint="convert it to 8 or 16 bits per channel first",
+        )
+    if image.mode.startswith("I"):
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Scale grey of 16 bits, 0 to 65535, to 0 to 255, rounded to nearest; Pillow itself would clip it."""
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"its pixels are integers from {low} to {high}; wanted at most 16 bits, 0 to 65535")
+    return PIL.Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+@contextmanager
+def _opened(source: Source, max_pixels: int) -> Iterator[PIL.Image.Image]:
+    """Yield the image, and give every failure in the block the name of the source."""
+    try:
+        with quiet:
+            if isinstance(source, PIL.Image.Image):
+                yield _checked(source)
+            elif isinstance(source, np.ndarray):
+                yield _checked(_from_array(source))
+            else:
+                encoded = source if isinstance(source, bytes) else Path(source)
+                with open_encoded(encoded, max_pixels=max_pixels) as image:
+                    yield _checked(image)
+    except ImageError as error:
+        raise ImageError(f"{_name(source)}: {error.message}", hint=error.hint) from error
+    except KitError:
+        raise
+    except Exception as error:  # codecs raise anything on damaged files
+        raise ImageError(f"{_name(source)}: {_explain(error)}") from error
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, (str, Path)):
+        return os.fspath(source)
+    return {bytes: "the bytes given", np.ndarray: "the array given"}.get(type(source), "the image given")
+
+
+def _explain(error: Exception) -> str:
+    """Say in one line what an exception of the file system or of a codec means for the user."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than there is"
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "damaged: its header cannot be read"
+    if isinstance(error, OSError) and error.strerror:
+        return f"it cannot be read: {error.strerror}"
+    detail = str(error).partition("\n")[0] or type(error).__name__
+    return f"damaged or truncated ({detail})"
+
+
+def _checked(image: PIL.Image.Image) -> PIL.Image.Image:
+    if 0 in image.size:
+        raise ImageError("the image has no pixels")
+    return image
+
+
+def _from_array(array: np.ndarray) -> PIL.Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise ImageError(f"it is {array.dtype} {array.shape}; wanted RGB as uint8 (height, width, 3)")
+    return PIL.Image.fromarray(np.ascontiguousarray(array))
+
+
+def _read_exif(image: PIL.Image.Image) -> tuple[int, str | None]:
+    """Return the orientation and the time of the photo; broken EXIF counts as none."""
+    try:
+        exif = image.getexif()
+        orientation = exif.get(Base.Orientation, 1)
+    except Exception:  # a good image may carry any rubbish here
+        return 1, None
+    orientation = orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
+    try:
+        original = exif.get_ifd(IFD.Exif).get(Base.DateTimeOriginal)
+    except Exception:
+        original = None
+    return orientation, _to_iso(original) or _to_iso(exif.get(Base.DateTime))
+
+
+def _to_iso(stamp: object) -> str | None:
+    """Convert "2024:05:31 14:03:59" of EXIF to ISO 8601; an unset or impossible time is None."""
+    digits = re.sub(r"\D", "", stamp)[:14] if isinstance(stamp, str) else ""
+    if len(digits) < 14:
+        return None
+    try:
+        return datetime.strptime(digits, "%Y%m%d%H%M%S").isoformat(timespec="seconds")
+    except ValueError:
+        return None

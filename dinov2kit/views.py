@@ -1,7 +1,7 @@
 """How an image becomes network pixels: which part of it, at which size.
 
-Everything here is geometry in the pixel frame of the EXIF-upright original, with edges instead of centres: the
-whole image is the box (0, 0, width, height).
+Everything here is geometry in pixels of the EXIF-upright original, with edges instead of centres: the whole
+image is the box (0, 0, width, height).
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Region:
         relative: False: all four are pixels; True: all four are fractions, 0 to 1, of the image's sides.
     """
 
-    left: float
-    top: float
-    width: float
-    height: float
+    left: int | float
+    top: int | float
+    width: int | float
+    height: int | float
     relative: bool = False
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
@@ -68,9 +68,9 @@ class Region:
         left, right = round(self.left * unit_x), round((self.left + self.width) * unit_x)
         top, bottom = round(self.top * unit_y), round((self.top + self.height) * unit_y)
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            asked = f"{self.left:g},{self.top:g},{self.width:g},{self.height:g}"
             raise ArgumentError(
-                f"region {self.left:g},{self.top:g},{self.width:g},{self.height:g} is empty or reaches beyond "
-                f"the image of {width}x{height} pixels",
+                f"region {asked} is empty or reaches beyond the image of {width}x{height} pixels",
                 hint="give left, top, width and height, all inside the upright image",
             )
         return left, top, right, bottom
@@ -78,7 +78,7 @@ class Region:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The standard protocol for global descriptors: shorter side to `resize`, square of `crop` from the middle.
+    """The standard protocol for global descriptors: shorter side to `resize`, `crop` square from the middle.
 
     Attributes:
         resize: length of the shorter side before the crop, in pixels.

@@ -1,0 +1,112 @@
+"""The transformer block of DINOv2; parameter names are those of the released weights."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dinov2kit.attention import attention
+
+NORM_EPS = 1e-6
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; the rows of `qkv` are queries, keys, values, each by head."""
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, tokens: Float[Tensor, "batch n_tokens dim"]) -> Float[Tensor, "batch n_tokens dim"]:
+        """Let every token of an image look at every other."""
+        by_head = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
+        seen: Tensor = self.proj(attention(*by_head.unbind(2)).flatten(2))
+        return seen
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, embed_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden)
+        self.fc2 = nn.Linear(hidden, embed_dim)
+
+    def forward(self, tokens: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        """Transform every token by itself."""
+        transformed: Tensor = self.fc2(functional.gelu(self.fc1(tokens)))
+        return transformed
+
+
+class SwiGLU(nn.Module):
+    """The gated MLP of ViT-g: w3(silu(a) * b), where a and b are the halves of w12.
+
+    Source: Shazeer, "GLU variants improve transformer", 2020.
+    """
+
+    def __init__(self, embed_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(embed_dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, embed_dim)
+
+    def forward(self, tokens: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        """Transform every token by itself."""
+        gate, value = self.w12(tokens).chunk(2, dim=-1)
+        transformed: Tensor = self.w3(functional.silu(gate) * value)
+        return transformed
+
+
+class LayerScale(nn.Module):
+    """A learned factor for every channel of a residual branch.
+
+    Source: Touvron et al., "Going deeper with image transformers", 2021.
+    """
+
+    def __init__(self, embed_dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((embed_dim,), initial))
+
+    def forward(
+        self, tokens: Float[Tensor, "*rows dim"], residual: Float[Tensor, "*rows dim"]
+    ) -> Float[Tensor, "*rows dim"]:
+        """Return tokens + gamma * residual, in one pass over memory."""
+        return torch.addcmul(tokens, residual, self.gamma)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then the feed-forward network.
+
+    Args:
+        embed_dim: length of a token.
+        num_heads: heads of the attention.
+        ffn: "mlp" or "swiglu".
+        ffn_hidden: hidden width of the feed-forward network.
+        layer_scale: initial value of the LayerScale factors; None builds no LayerScale.
+    """
+
+    def __init__(
+        self, embed_dim: int, *, num_heads: int, ffn: str, ffn_hidden: int, layer_scale: float | None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.attn = SelfAttention(embed_dim, num_heads)
+        self.ls1 = None if layer_scale is None else LayerScale(embed_dim, layer_scale)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.mlp = SwiGLU(embed_dim, ffn_hidden) if ffn == "swiglu" else Mlp(embed_dim, ffn_hidden)
+        self.ls2 = None if layer_scale is None else LayerScale(embed_dim, layer_scale)
+
+    def forward(self, tokens: Float[Tensor, "batch n_tokens dim"]) -> Float[Tensor, "batch n_tokens dim"]:
+        """Add both residual branches to the tokens."""
+        tokens = _add(tokens, self.attn(self.norm1(tokens)), self.ls1)
+        return _add(tokens, self.mlp(self.norm2(tokens)), self.ls2)
+
+
+def _add(tokens: Tensor, residual: Tensor, scale: LayerScale | None) -> Tensor:
+    if scale is None:
+        return tokens + residual
+    scaled: Tensor = scale(tokens, residual)
+    return scaled

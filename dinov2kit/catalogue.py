@@ -1,0 +1,142 @@
+"""The released DINOv2 backbones: their names, where they come from, where they lie on this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import platformdirs
+
+from dinov2kit.errors import WeightsError
+
+RELEASE_URL = "https://dl.fbaipublicfiles.com/dinov2/"
+DEFAULT_MODEL = "dinov2_vits14"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A released model.
+
+    Attributes:
+        name: the name in the release, for instance "dinov2_vits14_reg".
+        architecture: the name of its shape, for instance "vits14_reg".
+        parameters: how many numbers the weights are.
+        remote: where the file is, relative to the base URL.
+        file: where the file lies on this machine; None when it is not here.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    remote: str
+    file: Path | None = None
+
+    @property
+    def file_name(self) -> str:
+        """The name of the weight file, in the release and on this machine."""
+        return self.remote.rpartition("/")[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Approximate size of the weight file: four bytes for each parameter."""
+        return 4 * self.parameters
+
+    def url(self, base_url: str | None = None) -> str:
+        """Return the full address; the base is `base_url`, else `$DINOKIT_WEIGHTS_URL`, else the release."""
+        base = base_url or os.environ.get("DINOKIT_WEIGHTS_URL") or RELEASE_URL
+        return f"{base.rstrip('/')}/{self.remote}"
+
+
+def _released(letter: str, parameters: int, registers: int) -> ModelSpec:
+    folder = f"dinov2_vit{letter}14"  # also for the models with registers
+    return ModelSpec(
+        name=folder + ("_reg" if registers else ""),
+        architecture=f"vit{letter}14" + ("_reg" if registers else ""),
+        parameters=parameters,
+        remote=f"{folder}/{folder}{'_reg4' if registers else ''}_pretrain.pth",
+    )
+
+
+CATALOGUE: tuple[ModelSpec, ...] = (
+    _released("s", 22_056_576, 0),
+    _released("b", 86_580_480, 0),
+    _released("l", 304_368_640, 0),
+    _released("g", 1_136_480_768, 0),
+    _released("s", 22_058_112, 4),
+    _released("b", 86_583_552, 4),
+    _released("l", 304_372_736, 4),
+    _released("g", 1_136_486_912, 4),
+)
+
+_SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
+
+
+def find_model(name: str) -> ModelSpec:
+    """Return the released model that a name means.
+
+    Args:
+        name: the name in the release ("dinov2_vitb14_reg"), a short form ("vitb14", "vitb14-reg"), or the
+            name that the Hugging Face hub ("facebook/dinov2-with-registers-base") or timm
+            ("vit_base_patch14_reg4_dinov2.lvd142m") gives to the same weights.
+
+    Raises:
+        WeightsError: there is no such model; the hint has the nearest names.
+    """
+    wanted = _plain(name)
+    for spec in CATALOGUE:
+        if wanted in _aliases(spec):
+            return spec
+    known = {alias: spec.name for spec in CATALOGUE for alias in _aliases(spec)}
+    near = dict.fromkeys(known[alias] for alias in get_close_matches(wanted, known, n=8, cutoff=0.7))
+    nearest = "did you mean " + " or ".join(list(near)[:3]) + "? " if near else ""
+    raise WeightsError(
+        f"no released model is called {name!r}",
+        hint=f'{nearest}"dinokit models list" has all names; a weight file is given by its path',
+    )
+
+
+def list_models() -> list[ModelSpec]:
+    """Return all released models, each with the place of its file if it is on this machine."""
+    return [replace(spec, file=cached_file(spec)) for spec in CATALOGUE]
+
+
+def cached_file(spec: ModelSpec) -> Path | None:
+    """Return where the weights of a model lie on this machine, or None."""
+    path = weights_folder() / spec.file_name
+    return path if path.is_file() else None
+
+
+def weights_folder() -> Path:
+    """Return the folder of downloaded weights: in `$DINOKIT_HOME`, else where the platform keeps user data."""
+    home = os.environ.get("DINOKIT_HOME")
+    root = Path(home).expanduser() if home else platformdirs.user_data_path("dinokit", appauthor=False)
+    return root / "weights"
+
+
+def is_offline() -> bool:
+    """Say whether `$DINOKIT_OFFLINE` forbids the network."""
+    return os.environ.get("DINOKIT_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+def _plain(name: str) -> str:
+    """Reduce the spellings of a name to one."""
+    plain = name.strip().lower().replace("-", "_")
+    for prefix in ("facebook/", "timm/"):
+        plain = plain.removeprefix(prefix)
+    for suffix in (".lvd142m", "_pretrain"):
+        plain = plain.removesuffix(suffix)
+    return plain.replace("_reg4", "_reg")
+
+
+def _aliases(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the names of a model in plain spelling."""
+    size = _SIZES[spec.architecture[3]]
+    registers = spec.name.endswith("_reg")
+    return (
+        spec.name,
+        spec.architecture,
+        f"dinov2_with_registers_{size}" if registers else f"dinov2_{size}",
+        f"vit_{size}_patch14_reg_dinov2" if registers else f"vit_{size}_patch14_dinov2",
+    )

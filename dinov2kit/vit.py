@@ -1,0 +1,287 @@
+"""The DINOv2 vision transformer, numerically equal to the released models.
+
+Tokens stand in the order class token, register tokens, patch tokens (row-major). State-dict names are those
+of the released weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as functional
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dinov2kit.architectures import ARCHITECTURES, ViTConfig
+from dinov2kit.blocks import NORM_EPS, Block, LayerScale
+from dinov2kit.errors import ArgumentError
+
+__all__ = ["ARCHITECTURES", "Tokens", "ViTConfig", "VisionTransformer", "interpolate_positions"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the transformer makes of images; for a single image, without the batch axis.
+
+    Attributes:
+        class_token: the class token after the final norm.
+        register_tokens: the register tokens after the final norm; none for a model without registers.
+        patch_tokens: the patch tokens after the final norm, row-major.
+        prenorm: all tokens before the final norm.
+    """
+
+    class_token: Float[Tensor, "*batch dim"]
+    register_tokens: Float[Tensor, "*batch n_registers dim"]
+    patch_tokens: Float[Tensor, "*batch n_patches dim"]
+    prenorm: Float[Tensor, "*batch n_tokens dim"]
+
+
+class PatchEmbed(nn.Module):
+    """A linear map of every patch."""
+
+    def __init__(self, patch_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch n_patches dim"]:
+        """Cut images into patches, row-major, and embed them."""
+        embedded: Tensor = self.proj(images)
+        return embedded.flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """A DINOv2 backbone with freshly initialised weights.
+
+    Source: Oquab et al., "DINOv2", 2023; Darcet et al., "Vision transformers need registers", 2023.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.embed_dim
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + config.pos_grid**2, dim))
+        self.register_tokens: nn.Parameter | None = None
+        if config.num_registers:
+            self.register_tokens = nn.Parameter(torch.empty(1, config.num_registers, dim))
+        self.mask_token = nn.Parameter(torch.empty(1, dim))
+        self.patch_embed = PatchEmbed(config.patch_size, dim)
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                num_heads=config.num_heads,
+                ffn=config.ffn,
+                ffn_hidden=config.ffn_hidden,
+                layer_scale=config.layer_scale,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.init_weights()
+
+    @classmethod
+    def from_state(cls, config: ViTConfig, state: Mapping[str, Tensor]) -> VisionTransformer:
+        """Return a model in evaluation mode that holds the tensors of `state` themselves, not copies."""
+        with torch.device("meta"):
+            vit = cls(config)
+        vit.load_state_dict(state, assign=True)
+        return vit.eval()
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew, as the released code does before training from scratch."""
+        with torch.no_grad():
+            nn.init.trunc_normal_(self.pos_embed, std=0.02, generator=generator)
+            nn.init.normal_(self.cls_token, std=1e-6, generator=generator)
+            if self.register_tokens is not None:
+                nn.init.normal_(self.register_tokens, std=1e-6, generator=generator)
+            nn.init.zeros_(self.mask_token)
+            bound = 1 / math.sqrt(3 * self.config.patch_size**2)
+            for parameter in self.patch_embed.parameters():
+                parameter.uniform_(-bound, bound, generator=generator)
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
+                    nn.init.zeros_(module.bias)
+                elif isinstance(module, nn.LayerNorm):
+                    module.reset_parameters()
+                elif isinstance(module, LayerScale):
+                    nn.init.constant_(module.gamma, self.config.layer_scale or 0.0)
+
+    def forward(
+        self,
+        images: Float[Tensor, "*batch channels height width"],
+        masks: Bool[Tensor, "*batch n_patches"] | None = None,
+    ) -> Tokens:
+        """Compute the tokens of a batch of images, or of a single image.
+
+        Args:
+            images: normalised RGB; both sides are multiples of the patch size.
+            masks: patches to hide, row-major; the mask token takes their place.
+
+        Raises:
+            ArgumentError: the images or masks have a shape that this model cannot take.
+        """
+        tokens = self._embed(images, masks)
+        for block in self.blocks:
+            tokens = block(tokens)
+        if images.ndim == 3:
+            tokens = tokens[0]
+        normed = self.norm(tokens)
+        first_patch = 1 + self.config.num_registers
+        return Tokens(
+            class_token=normed[..., 0, :],
+            register_tokens=normed[..., 1:first_patch, :],
+            patch_tokens=normed[..., first_patch:, :],
+            prenorm=tokens,
+        )
+
+    @overload
+    def get_intermediate_layers(
+        self,
+        images: Tensor,
+        n: int | Sequence[int] = ...,
+        *,
+        reshape: bool = ...,
+        return_class_token: Literal[False] = ...,
+        norm: bool = ...,
+    ) -> tuple[Tensor, ...]: ...
+
+    @overload
+    def get_intermediate_layers(
+        self,
+        images: Tensor,
+        n: int | Sequence[int] = ...,
+        *,
+        reshape: bool = ...,
+        return_class_token: Literal[True],
+        norm: bool = ...,
+    ) -> tuple[tuple[Tensor, Tensor], ...]: ...
+
+    def get_intermediate_layers(
+        self,
+        images: Float[Tensor, "*batch channels height width"],
+        n: int | Sequence[int] = 1,
+        *,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...]:
+        """Return the patch tokens after some blocks, in the order of the blocks.
+
+        Args:
+            images: as for `forward`.
+            n: how many of the last blocks, or which blocks, counted from 0.
+            reshape: return maps (batch, dim, rows, cols) instead of rows (batch, n_patches, dim).
+            return_class_token: return pairs of patch tokens and class token (batch, dim).
+            norm: apply the final norm to each.
+
+        Raises:
+            ArgumentError: a block does not exist, or the images have a wrong shape.
+        """
+        wanted = self._wanted_blocks(n)
+        rows, cols = self._grid(images)
+        first_patch = 1 + self.config.num_registers
+        tokens = self._embed(images, None)
+        patch_tokens, class_tokens = [], []
+        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+            tokens = block(tokens)
+            if i not in wanted:
+                continue
+            layer = tokens[0] if images.ndim == 3 else tokens
+            layer = self.norm(layer) if norm else layer
+            patches = layer[..., first_patch:, :]
+            if reshape:
+                patches = patches.transpose(-1, -2).unflatten(-1, (rows, cols)).contiguous()
+            patch_tokens.append(patches)
+            class_tokens.append(layer[..., 0, :])
+        if return_class_token:
+            return tuple(zip(patch_tokens, class_tokens, strict=True))
+        return tuple(patch_tokens)
+
+    def _wanted_blocks(self, n: int | Sequence[int]) -> set[int]:
+        depth = self.config.depth
+        wanted = set(range(depth - n, depth)) if isinstance(n, int) else set(n)
+        if not wanted or min(wanted) < 0 or max(wanted) >= depth:
+            raise ArgumentError(
+                f"blocks {n} were asked of a model with {depth}",
+                hint=f"ask for 1 to {depth} last blocks, or for block numbers from 0 to {depth - 1}",
+            )
+        return wanted
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        """Return the rows and columns of patches, or say why there are none."""
+        if images.ndim not in (3, 4) or images.shape[-3] != 3:
+            raise ArgumentError(
+                f"images of shape {tuple(images.shape)}; "
+                "wanted (batch, 3, height, width) or (3, height, width)"
+            )
+        patch, (height, width) = self.config.patch_size, images.shape[-2:]
+        if height % patch or width % patch or not height or not width:
+            nearest = [max(round(side / patch), 1) * patch for side in (height, width)]
+            raise ArgumentError(
+                f"images of {height} x {width} pixels (height x width) cannot be cut into patches of {patch}",
+                hint=f"resize or crop to multiples of {patch}, for instance {nearest[0]} x {nearest[1]}",
+            )
+        return height // patch, width // patch
+
+    def _embed(self, images: Tensor, masks: Tensor | None) -> Float[Tensor, "batch n_tokens dim"]:
+        """Turn images into the tokens that the first block takes."""
+        rows, cols = self._grid(images)
+        patches: Tensor = self.patch_embed(images.to(self.cls_token.dtype).reshape(-1, *images.shape[-3:]))
+        if masks is not None:
+            if masks.shape != (*images.shape[:-3], rows * cols):
+                raise ArgumentError(
+                    f"masks of shape {tuple(masks.shape)} for images of shape {tuple(images.shape)}; "
+                    f"wanted {rows * cols} patches in each"
+                )
+            hidden = masks.reshape(-1, rows * cols, 1)
+            patches = torch.where(hidden, self.mask_token.to(patches.dtype), patches)
+        positions = interpolate_positions(
+            self.pos_embed,
+            rows=rows,
+            cols=cols,
+            offset=self.config.interpolate_offset,
+            antialias=self.config.interpolate_antialias,
+        ).to(patches.dtype)
+        leading = self.cls_token + positions[:, :1]
+        if self.register_tokens is not None:
+            leading = torch.cat([leading, self.register_tokens], dim=1)
+        return torch.cat([leading.expand(len(patches), -1, -1), patches + positions[:, 1:]], dim=1)
+
+
+def interpolate_positions(
+    pos_embed: Float[Tensor, "1 n_stored dim"], *, rows: int, cols: int, offset: float, antialias: bool
+) -> Float[Tensor, "1 n_wanted dim"]:
+    """Fit stored position embeddings to a grid of rows x cols patches; the class entry stays first.
+
+    The released weights without registers were made with an offset of 0.1 patch: the sampling positions then
+    follow the factor (rows + 0.1) / side, not the true ratio. It is part of their published behaviour.
+
+    Args:
+        pos_embed: the class entry, then the entries of a square grid, row-major.
+        rows: wanted patches from top to bottom.
+        cols: wanted patches from left to right.
+        offset: added to rows and cols before the scale is computed; 0 uses the true ratio.
+        antialias: smooth when the grid shrinks.
+
+    Returns: `pos_embed` itself when the grid is as stored, else bicubic interpolation in fp32.
+    """
+    side = math.isqrt(pos_embed.shape[1] - 1)
+    if rows == cols == side:
+        return pos_embed
+    exact = pos_embed.float()
+    stored = exact[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    fitted = functional.interpolate(
+        stored,
+        size=None if offset else (rows, cols),
+        scale_factor=((rows + offset) / side, (cols + offset) / side) if offset else None,
+        mode="bicubic",
+        align_corners=False,
+        antialias=antialias,
+    )
+    assert fitted.shape[-2:] == (rows, cols)
+    return torch.cat([exact[:, :1], fitted.flatten(2).transpose(1, 2)], dim=1)
