@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from dinov2kit.errors import ArgumentError
 
@@ -34,7 +33,7 @@ class ViTConfig:
     depth: int
     num_heads: int
     ffn_hidden: int
-    ffn: Literal["mlp", "swiglu"] = "mlp"
+    ffn: str = "mlp"
     num_registers: int = 0
     patch_size: int = 14
     pos_grid: int = 37
@@ -67,9 +66,7 @@ def released_interpolation(num_registers: int) -> tuple[float, bool]:
     return (0.0, True) if num_registers else (0.1, False)
 
 
-def _released(
-    embed_dim: int, depth: int, num_heads: int, num_registers: int, ffn: Literal["mlp", "swiglu"] = "mlp"
-) -> ViTConfig:
+def _released(embed_dim: int, depth: int, num_heads: int, num_registers: int, ffn: str = "mlp") -> ViTConfig:
     offset, antialias = released_interpolation(num_registers)
     return ViTConfig(
         embed_dim=embed_dim,

@@ -109,7 +109,7 @@ def cached_file(spec: ModelSpec) -> Path | None:
 
 
 def weights_folder() -> Path:
-    """Return the folder of downloaded weights: in `$DINOKIT_HOME`, else where the platform keeps user data."""
+    """Return the folder of downloaded weights: in `$DINOKIT_HOME`, else among the user data."""
     home = os.environ.get("DINOKIT_HOME")
     root = Path(home).expanduser() if home else platformdirs.user_data_path("dinokit", appauthor=False)
     return root / "weights"

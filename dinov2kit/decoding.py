@@ -156,9 +156,9 @@ class DecodePool:
             with self._lock:
                 if self._closed:
                     raise KitError("the decoding pool is closed")
-                worker = _Worker(self._decode, self.timeout)
+                worker = _Worker()
                 self._living.add(worker)
-            if worker.is_ready():
+            if worker.takes(self._decode, self.timeout):
                 self._mine.worker = worker
                 return worker
             how = self._dismiss(worker)
@@ -178,7 +178,7 @@ class DecodePool:
 class _Worker:
     """One decoding process and the pipe to it."""
 
-    def __init__(self, decode: Decode, timeout: float) -> None:
+    def __init__(self) -> None:
         self._line, theirs = Pipe()
         code = f"import sys; sys.path[:] = {[str(entry) for entry in sys.path]!r}\n"
         code += f"from dinov2kit.decoding import _work; _work({theirs.fileno()}, {os.getpid()})"
@@ -192,11 +192,11 @@ class _Worker:
                 stderr=nowhere,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
-        self._line.send((decode, timeout))
 
-    def is_ready(self) -> bool:
+    def takes(self, decode: Decode, timeout: float) -> bool:
         """Wait until the process has imported the decoder; False when it could not."""
         with suppress(EOFError, OSError):
+            self._line.send((decode, timeout))
             return self._line.poll(_START_S) and self._line.recv() is True
         return False
 
@@ -250,9 +250,7 @@ def _work(descriptor: int, parent: int) -> None:
         line.send(True)
         while True:
             path = line.recv()
-            signal.setitimer(
-                signal.ITIMER_REAL, timeout + _BACKSTOP_S
-            )  # ends a codec that never lets Python run
+            signal.setitimer(signal.ITIMER_REAL, timeout + _BACKSTOP_S)  # if a codec never lets Python run
             line.send(_attempt(decode, path))
             signal.setitimer(signal.ITIMER_REAL, 0)
 

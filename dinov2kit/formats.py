@@ -88,8 +88,9 @@ def open_encoded(source: Path | bytes, *, max_pixels: int) -> Iterator[ImageFile
         max_pixels: larger images are refused. Pillow's own limit holds as well.
 
     Raises:
-        ImageError: no regular file, no image, or too large; without the name of the file.
+        ImageError: no regular file, no image, or too large; the message does not name the file.
         OSError: the file cannot be read.
+        PIL.Image.DecompressionBombError: larger than Pillow's own limit.
     """
     with _open_bytes(source) as file:
         kind = identify(file.read(64))
@@ -98,11 +99,7 @@ def open_encoded(source: Path | bytes, *, max_pixels: int) -> Iterator[ImageFile
             _teach_heic()
         elif kind == "AVIF" and not PIL.features.check("avif"):
             raise ImageError("AVIF, which this build of Pillow cannot read", hint="pip install -U pillow")
-        try:
-            image = PIL.Image.open(file, formats=[kind])
-        except PIL.Image.DecompressionBombError as error:
-            raise ImageError(f"too large: over {MAX_PIXELS:,} pixels") from error
-        with image:
+        with PIL.Image.open(file, formats=[kind]) as image:
             if image.width * image.height > max_pixels:
                 size = f"{image.width}x{image.height}"
                 raise ImageError(f"too large: {size} is over the limit of {max_pixels:,} pixels")

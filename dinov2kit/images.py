@@ -159,22 +159,30 @@ def _resize(
 ) -> PIL.Image.Image:
     """Resize `box` of the stored frame, of which `image` is a copy `scale` times smaller; sees only `seen`.
 
-    The upright horizontal always goes first. Left to itself, Pillow takes the cheaper direction first, and
-    the rounding in between would depend on orientation, shape and version.
+    The upright horizontal goes first, unless that alone would enlarge the image. Left to itself, Pillow takes
+    the direction that is cheaper, and the rounding in between would depend on orientation and version.
     """
-    left, top = math.floor(seen[0] / scale), math.floor(seen[1] / scale)
-    right, bottom = math.ceil(seen[2] / scale), math.ceil(seen[3] / scale)
+    width, height = frame.upright((placed.width, placed.height))
+    x0, y0, x1, y1 = (edge / scale for edge in box)
+    left, right = _read_by(x0, x1, width, (seen[0] / scale, seen[2] / scale))
+    top, bottom = _read_by(y0, y1, height, (seen[1] / scale, seen[3] / scale))
     if (left, top, right, bottom) != (0, 0, *image.size):
         image = image.crop((left, top, right, bottom))
     rgb = _to_rgb(image)
-    x0, x1 = max(box[0] / scale - left, 0.0), min(box[2] / scale - left, rgb.width)
-    y0, y1 = max(box[1] / scale - top, 0.0), min(box[3] / scale - top, rgb.height)
-    width, height = frame.upright((placed.width, placed.height))
-    if frame.orientation < 5:
+    x0, x1 = max(x0 - left, 0.0), min(x1 - left, rgb.width)
+    y0, y1 = max(y0 - top, 0.0), min(y1 - top, rgb.height)
+    enlarges_x, enlarges_y = width > x1 - x0, height > y1 - y0
+    if enlarges_y if enlarges_x != enlarges_y else frame.orientation < 5:
         rgb = rgb.resize((width, rgb.height), Resampling.BICUBIC, box=(x0, 0, x1, rgb.height))
         return rgb.resize((width, height), Resampling.BICUBIC, box=(0, y0, width, y1))
     rgb = rgb.resize((rgb.width, height), Resampling.BICUBIC, box=(0, y0, rgb.width, y1))
     return rgb.resize((width, height), Resampling.BICUBIC, box=(x0, 0, x1, height))
+
+
+def _read_by(start: float, stop: float, count: int, limits: tuple[float, float]) -> tuple[int, int]:
+    """Return the first pixel, and the one after the last, that `count` bicubic samples of a stretch read."""
+    reach = 2 * max((stop - start) / count, 1.0) + 1
+    return math.floor(max(start - reach, limits[0])), math.ceil(min(stop + reach, limits[1]))
 
 
 def _turn(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
@@ -236,6 +244,8 @@ def _explain(error: Exception) -> str:
     """Say in one line what an exception of the file system or of a codec means for the user."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return f"too large: {str(error).partition(',')[0]}"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     if isinstance(error, PIL.UnidentifiedImageError):

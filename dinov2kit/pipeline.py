@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -25,6 +25,7 @@ from dinov2kit.views import CenterCrop
 logger = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class GlobalEncoder(Protocol):
     """What can turn prepared pixels into global descriptors."""
 
@@ -104,7 +105,7 @@ class _Batcher:
         rows = iter(self.embed(np.stack([picture.pixels for picture in pictures]))) if pictures else iter(())
         for path, picture in batch:
             if isinstance(picture, ImageError):
-                yield Description(path, None, error=picture.message)
+                yield Description(path, None, error=picture.message.removeprefix(f"{path}: "))
                 continue
             row = np.asarray(next(rows))
             sound = bool(np.isfinite(row).all() and np.any(row))

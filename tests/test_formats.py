@@ -6,7 +6,9 @@ import socket
 import struct
 import sys
 import time
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import PIL.Image
@@ -163,6 +165,27 @@ def test_heic_without_its_package_says_what_to_install(monkeypatch):
     with pytest.raises(ImageError, match="pillow-heif") as caught:
         read_image(content)
     assert caught.value.hint == "pip install 'dinov2kit[heic]'"
+
+
+def test_pillow_stays_as_the_user_left_it():
+    file = io.BytesIO()
+    PIL.Image.new("L", (10_000, 9_500), 80).save(file, "JPEG")  # enough pixels for a warning by Pillow
+    limit, filters = PIL.Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = load_picture(file.getvalue(), CenterCrop())
+        assert warnings.filters[0][0] == "error"
+    assert (picture.pixels == 80).all()
+    assert limit == PIL.Image.MAX_IMAGE_PIXELS
+    assert warnings.filters == filters
+
+
+def test_threads_may_decode_at_once_and_leave_the_filters_as_they_were():
+    content, filters = photo_as("PNG"), list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        pictures = list(threads.map(lambda _: load_picture(content, CenterCrop()).pixels, range(80)))
+    assert all((pixels == pictures[0]).all() for pixels in pictures)
+    assert warnings.filters == filters
 
 
 def test_random_damage_is_an_image_error_or_an_image():

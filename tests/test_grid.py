@@ -92,7 +92,13 @@ def test_a_cropped_image_has_patches_from_its_middle_only():
 
 @pytest.mark.parametrize(
     ("point", "expected"),
-    [((-0.49, 0), True), ((-0.51, 0), False), ((399.4, 199.4), True), ((399.6, 0), False), ((np.nan, 0), False)],
+    [
+        ((-0.49, 0), True),
+        ((-0.51, 0), False),
+        ((399.4, 199.4), True),
+        ((399.6, 0), False),
+        ((np.nan, 0), False),
+    ],
 )
 def test_the_image_reaches_half_a_pixel_beyond_its_outer_centers(point, expected):
     assert bool(letterbox().contains(np.array([point], np.float32))[0]) is expected
