@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from dinov2kit.errors import KitError
 
-from . import console
+from . import completion, console, embed, match, models, store
 
 
 class KitGroup(TyperGroup):
@@ -56,6 +56,10 @@ def root(
     ] = False,
 ) -> None:
     """Find, compare and match images with DINOv2 features. Runs on your machine; nothing is uploaded."""
+
+
+for _module in (store, match, embed, models, completion):
+    _module.register(app)
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +17,12 @@ from dinov2kit.blocks import NORM_EPS
 from dinov2kit.dialects import looks_like, names_in, to_hugging_face, translate
 from dinov2kit.errors import ArgumentError, WeightsError
 from dinov2kit.files import written_whole
-from dinov2kit.tensor_files import load_tensors, save_pickle, save_safetensors, weight_file
+from dinov2kit.tensor_files import WANTED, load_tensors, save_pickle, save_safetensors, weight_file
 from dinov2kit.vit import VisionTransformer
 
 FORMATS = ("released", "safetensors", "hf")  # what `write_checkpoint` writes
 
 _SCHEMA = 1  # of our own safetensors files; it stands in their metadata under "dinov2kit"
-_HINT = "wanted a DINOv2 backbone: released, Hugging Face, timm, a training checkpoint or an export of dinokit"
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,12 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         return Checkpoint(config, _strict(file, config, tensors), "safetensors", metadata=texts)
     translation = translate(saved)
     if translation is None:
-        raise WeightsError(f"{file} holds {looks_like(names_in(saved))}, not DINOv2", hint=_HINT)
-    num_heads = _heads_beside(file) if translation.format == "hf" else None
+        raise WeightsError(f"{file} holds {looks_like(names_in(saved))}, not DINOv2", hint=WANTED)
+    num_heads = _heads_beside(file, translation.tensors) if translation.format == "hf" else None
     try:
         config = infer_config(translation.tensors, num_heads=num_heads)
     except WeightsError as error:
-        raise WeightsError(f"{file}: {error.message}", hint=_HINT) from error
+        raise WeightsError(f"{file}: {error.message}", hint=WANTED) from error
     state = _strict(file, config, translation.tensors)
     return Checkpoint(config, state, translation.format, translation.notes)
 
@@ -114,15 +112,10 @@ def write_checkpoint(
         own = {"dinov2kit": str(_SCHEMA), "config": json.dumps(asdict(config))}
         save_safetensors(tensors, path, {**(metadata or {}), **own})
     else:
-        with argument_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-        save_safetensors(to_hugging_face(tensors), path / "model.safetensors", {"format": "pt"})
-        text = json.dumps(_hf_config(config, dtype), indent=2) + "\n"
-        with written_whole(path / "config.json") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        _write_hf_folder(path, to_hugging_face(tensors), _hf_config(config, dtype))
 
 
-def weights_digest(config: ViTConfig, state: Mapping[str, Tensor]) -> str:
+def state_digest(state: Mapping[str, Tensor], config: ViTConfig) -> str:
     """Return the SHA-256 of the function that a backbone computes, the same for every file format.
 
     It covers names, shapes and fp32 values in released order, and what shapes do not tell: heads and the rule
@@ -155,14 +148,15 @@ def infer_config(state: Mapping[str, Tensor], *, num_heads: int | None = None) -
         WeightsError: the shapes are not those of a DINOv2 backbone.
     """
     needed = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.attn.qkv.weight": 2}
-    for name, ndim in needed.items():
-        if name not in state:
+    optional = {"register_tokens": 3, "blocks.0.mlp.w3.weight": 2, "blocks.0.mlp.fc2.weight": 2}
+    for name, ndim in (needed | optional).items():
+        if name in needed and name not in state:
             raise WeightsError(f"there is no tensor {name}")
-        if state[name].ndim != ndim:
+        if name in state and state[name].ndim != ndim:
             raise WeightsError(f"{name} has shape {list(state[name].shape)}; wanted {ndim} axes")
     dim = state["cls_token"].shape[-1]
     pos_grid = math.isqrt(max(state["pos_embed"].shape[1] - 1, 0))
-    registers = state["register_tokens"].shape[-2] if "register_tokens" in state else 0
+    registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     out = state.get("blocks.0.mlp.w3.weight", state.get("blocks.0.mlp.fc2.weight"))
     if out is None:
         raise WeightsError("there is no feed-forward network: neither blocks.0.mlp.fc2 nor blocks.0.mlp.w3")
@@ -214,7 +208,7 @@ def _strict(path: Path, config: ViTConfig, tensors: Mapping[str, Tensor]) -> dic
         if names
     ]
     if found:
-        raise WeightsError(f"{path} is no complete DINOv2 backbone: {'; '.join(found)}", hint=_HINT)
+        raise WeightsError(f"{path} is no complete DINOv2 backbone: {'; '.join(found)}", hint=WANTED)
     return {name: tensors[name].detach().cpu().float() for name in shapes}
 
 
@@ -227,11 +221,12 @@ def _own_config(path: Path, metadata: Mapping[str, str]) -> ViTConfig:
         raise WeightsError(f"{path} has a damaged config in its metadata: {error}") from error
 
 
-def _heads_beside(path: Path) -> int | None:
-    """Return the number of heads that a Hugging Face config.json beside the weights names."""
+def _heads_beside(path: Path, tensors: Mapping[str, Tensor]) -> int | None:
+    """Return the number of heads that a Hugging Face config.json beside these very weights names."""
     try:
         facts = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        return int(facts["num_attention_heads"])
+        own = facts["hidden_size"] == tensors["cls_token"].shape[-1]
+        return int(facts["num_attention_heads"]) if own else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -256,12 +251,23 @@ def _refuse_what_cannot_be_said(config: ViTConfig, state: Mapping[str, Tensor], 
         )
 
 
+def _write_hf_folder(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"cannot make the folder {path}: {error.strerror or error}") from error
+    save_safetensors(tensors, path / "model.safetensors", {"format": "pt"})
+    with written_whole(path / "config.json") as temporary:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
 def _mlp_ratio(config: ViTConfig) -> int | None:
     """Return the whole ratio that gives `ffn_hidden`, if there is one."""
-    width = swiglu_hidden if config.ffn == "swiglu" else (lambda dim, ratio: int(dim * ratio))
-    return next(
-        (ratio for ratio in range(1, 17) if width(config.embed_dim, ratio) == config.ffn_hidden), None
-    )
+    for ratio in range(1, 17):
+        mlp, swiglu = ratio * config.embed_dim, swiglu_hidden(config.embed_dim, float(ratio))
+        if config.ffn_hidden == (swiglu if config.ffn == "swiglu" else mlp):
+            return ratio
+    return None
 
 
 def _hf_config(config: ViTConfig, dtype: torch.dtype) -> dict[str, object]:

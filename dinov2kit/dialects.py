@@ -72,6 +72,7 @@ _SIGNS = (  # a pattern that some name matches, and what such a file is
     (r"(module\.)?layer1\.0\.conv1\.", "a ResNet"),
     (r"encoder\.layers\.encoder_layer_0\.", "a ViT of torchvision"),
     (r"visual\.|transformer\.resblocks\.|text_model\.", "an image and text model"),
+    (r"(\w+\.)?encoder\.layer\.0\.", "a Hugging Face transformer that is not DINOv2"),
     (r"blocks\.0\.norm1\.weight", "a ViT that is not DINOv2"),
 )
 
@@ -96,11 +97,11 @@ def translate(saved: Mapping[str, object]) -> Translation | None:
     tensors, notes = _unwrap(saved)
     training = bool(notes)
     tensors, left_out = _without_heads(tensors)
-    if any(re.search(r"(^|\.)encoder\.layer\.0\.", name) for name in tensors):
+    if any(name.endswith("encoder.layer.0.layer_scale1.lambda1") for name in tensors):
         tensors, kind = _from_hugging_face(tensors), "hf"
-    elif "reg_token" in tensors or ("mask_token" not in tensors and "blocks.0.ls1.gamma" in tensors):
+    elif {"pos_embed", "blocks.0.ls1.gamma"} <= tensors.keys() and "mask_token" not in tensors:
         tensors, kind = _from_timm(tensors), "timm"
-    elif {"cls_token", "pos_embed", "mask_token"} <= tensors.keys():
+    elif {"cls_token", "mask_token", "blocks.0.norm1.weight"} <= tensors.keys() and not _is_dinov3(tensors):
         kind = "training" if training else "released"
     else:
         return None
@@ -147,13 +148,12 @@ def names_in(saved: Mapping[str, object]) -> list[str]:
 def _unwrap(saved: Mapping[str, object]) -> tuple[dict[str, Tensor], list[str]]:
     """Open nested dicts, drop the names of wrappers, choose a backbone, join chunks of blocks."""
     notes: list[str] = []
-    while not any(isinstance(value, Tensor) for value in saved.values()):
-        nest = next((key for key in _NESTS if isinstance(saved.get(key), Mapping)), None)
-        inner = saved.get(nest) if nest else None
-        if not isinstance(inner, Mapping):
-            return {}, notes
+    for _ in _NESTS:  # no deeper: a pickle may contain itself
+        inner = {key: value for key in _NESTS if isinstance(value := saved.get(key), Mapping)}
+        if not inner:
+            break
+        nest, saved = next(iter(inner.items()))
         notes.append(f"from {nest!r}")
-        saved = inner
     tensors: dict[str, Tensor] = {}
     for name, value in saved.items():
         if isinstance(value, Tensor):
@@ -166,9 +166,9 @@ def _unwrap(saved: Mapping[str, object]) -> tuple[dict[str, Tensor], list[str]]:
             tensors = _below(prefix, tensors)
             notes.append(f"from {prefix.removesuffix('.')!r}")
             break
-    chunked = re.compile(r"^blocks\.\d+\.(\d+\.)")
-    if any(chunked.match(name) for name in tensors):
-        tensors = {chunked.sub(r"blocks.\1", name): tensor for name, tensor in tensors.items()}
+    flat = {re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", name): name for name in tensors}
+    if len(flat) == len(tensors) and flat.keys() != tensors.keys():
+        tensors = {name: tensors[nested] for name, nested in flat.items()}
         notes.append("blocks in chunks")
     return tensors, notes
 
@@ -183,6 +183,10 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif not name.startswith(networks):
             below[name] = tensor
     return below
+
+
+def _is_dinov3(names: Iterable[str]) -> bool:
+    return any(name.startswith(("rope_embed.", "storage_tokens")) for name in names)
 
 
 def _without_heads(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -211,7 +215,7 @@ def _from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _from_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename what timm renamed; where it folded the class position into the class token, that stays folded."""
+    """Rename what timm renamed; a class position that it added to the class token stays there."""
     renamed = dict(tensors)
     if "reg_token" in renamed:
         renamed["register_tokens"] = renamed.pop("reg_token")

@@ -45,7 +45,12 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers of a server that may d
 
 
 def pull_model(
-    name: str, *, progress: Progress | None = None, base_url: str | None = None, retries: int = 4
+    name: str,
+    *,
+    progress: Progress | None = None,
+    base_url: str | None = None,
+    timeout: float = 30.0,
+    retries: int = 4,
 ) -> WeightFile:
     """Return the weight file of a released model, checked, and downloaded first if it is not here.
 
@@ -53,6 +58,7 @@ def pull_model(
         name: a name that `find_model` knows.
         progress: called with the bytes that are here and the bytes of the whole file (None if unknown).
         base_url: where the release is mirrored; see `ModelSpec.url`.
+        timeout: as for `download`.
         retries: as for `download`.
 
     Raises:
@@ -62,7 +68,7 @@ def pull_model(
     path = weights_folder() / spec.file_name
     if path.is_file():
         return verify_file(path)
-    return download(spec.url(base_url), path, progress=progress, retries=retries)
+    return download(spec.url(base_url), path, progress=progress, timeout=timeout, retries=retries)
 
 
 def download(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,16 +10,27 @@ from pathlib import Path
 import torch
 
 from dinov2kit.architectures import ARCHITECTURES, ViTConfig
-from dinov2kit.catalogue import DEFAULT_MODEL, ModelSpec, cached_file, find_model, list_models
-from dinov2kit.checkpoints import read_checkpoint, state_digest, write_checkpoint
+from dinov2kit.catalogue import (
+    DEFAULT_MODEL,
+    ModelSpec,
+    cached_file,
+    find_model,
+    list_models,
+    weights_folder,
+)
+from dinov2kit.checkpoints import FORMATS, read_checkpoint, state_digest, write_checkpoint
 from dinov2kit.download import Progress, pull_model
 from dinov2kit.errors import ArgumentError, WeightsError
+from dinov2kit.tensor_files import weight_file
 from dinov2kit.vit import VisionTransformer
 
 __all__ = ["LoadedModel", "ModelFacts", "convert_model", "describe_model", "list_models", "load_model"]
 
+logger = logging.getLogger(__name__)
+
 _UNTRAINED = "untrained:"
-_SUFFIXES = {".pth", ".pt", ".bin", ".ckpt", ".safetensors"}
+_SUFFIXES = {"released": ".pth", "safetensors": ".safetensors"}
+_IN_FOLDER = ("config.json", "model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -28,9 +40,10 @@ class LoadedModel:
     Attributes:
         vit: the model on the CPU, in evaluation mode, its weights frozen, fp32.
         name: the name in the release, "untrained:ARCHITECTURE[:SEED]", or the path as it was given.
-        weights_sha256: digest of the tensors in released naming, fp32; the same for every file format.
+        weights_sha256: `state_digest`; the same for every file format.
         format: the format of the file, as `read_checkpoint` says it, or "untrained".
-        path: where the file lies; None when there is none.
+        path: the file or folder; None when there is none.
+        notes: what the reader of the file chose or left out, for a person to read.
     """
 
     vit: VisionTransformer
@@ -38,6 +51,7 @@ class LoadedModel:
     weights_sha256: str
     format: str
     path: Path | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,32 +61,34 @@ class ModelFacts:
     Attributes:
         name: as in `LoadedModel`.
         architecture: the name of its shape; None when it has none.
-        format: as in `LoadedModel`.
-        config: its shape.
+        config: its shape and rules.
         parameters: how many numbers the weights are.
+        url: where a released model comes from; None for others.
+        format: as in `LoadedModel`.
         weights_sha256: as in `LoadedModel`.
-        path: where the file lies.
+        path: as in `LoadedModel`.
         nbytes: size of the file in bytes.
-        url: where a released model comes from.
+        notes: as in `LoadedModel`.
     """
 
     name: str
     architecture: str | None
-    format: str | None
     config: ViTConfig
     parameters: int
-    weights_sha256: str | None
-    path: Path | None
-    nbytes: int | None
-    url: str | None
+    url: str | None = None
+    format: str | None = None
+    weights_sha256: str | None = None
+    path: Path | None = None
+    nbytes: int | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def position_rule(self) -> str:
         """How the position embeddings are fitted to other image sizes."""
-        side = self.config.pos_grid
-        kind = f"offset {self.config.interpolate_offset:g}" if self.config.interpolate_offset else "to the size"
-        smooth = ", antialias" if self.config.interpolate_antialias else ""
-        return f"{side} x {side} grid, bicubic {kind}{smooth}"
+        config = self.config
+        scale = f"scale with offset {config.interpolate_offset:g}" if config.interpolate_offset else "size"
+        smooth = ", antialias" if config.interpolate_antialias else ""
+        return f"{config.pos_grid}x{config.pos_grid}, bicubic by {scale}{smooth}"
 
     def to_json(self) -> dict[str, object]:
         """Return a dict that `json.dumps` takes."""
@@ -96,45 +112,169 @@ def load_model(
         WeightsError: the model is unknown, cannot be had, or its file is damaged.
     """
     name = str(name_or_path)
-    if _holds_weights(path := Path(name).expanduser()):
-        return _load(path, name)
-    if name.startswith(_UNTRAINED):
-        return _untrained(name)
     if name == "auto":
         return _load_default(progress, base_url)
-    spec = _find_released(name)
-    return _load_released(spec, pull_model(spec.name, progress=progress, base_url=base_url).path)
+    if name.startswith(_UNTRAINED):
+        return _draw(name)
+    found = _locate(name)
+    if isinstance(found, Path):
+        return _load(found, name)
+    file = pull_model(found.name, progress=progress, base_url=base_url)
+    return _load_released(found, file.path)
 
 
 def describe_model(name_or_path: str | Path) -> ModelFacts:
     """Return what is known of a model, without a download.
 
     Args:
-        name_or_path: as for `load_model`, but not "auto".
+        name_or_path: as for `load_model`.
 
     Raises:
         WeightsError: the model is unknown, or its file is damaged.
     """
-    name = str(name_or_path)
-    if not _holds_weights(Path(name).expanduser()) and not name.startswith(_UNTRAINED):
-        spec = _find_released(name)
-        if cached_file(spec) is None:
-            config = ARCHITECTURES[spec.architecture]
-            return ModelFacts(
-                spec.name, spec.architecture, None, config, spec.parameters, None, None, None, spec.url()
-            )
-        name = spec.name
+    name = DEFAULT_MODEL if str(name_or_path) == "auto" else str(name_or_path)
+    found = None if name.startswith(_UNTRAINED) else _locate(name)
+    url = found.url() if isinstance(found, ModelSpec) else None
+    if isinstance(found, ModelSpec) and cached_file(found) is None:
+        config = ARCHITECTURES[found.architecture]
+        return ModelFacts(found.name, found.architecture, config, found.parameters, url=url)
     model = load_model(name)
-    shape = replace(model.vit.config, layer_scale=1.0)
-    released = not model.name.startswith(_UNTRAINED) and model.name != str(model.path)
+    config = model.vit.config
     return ModelFacts(
         name=model.name,
-        architecture=next((key for key, known in ARCHITECTURES.items() if known == shape), None),
-        format=model.format,
-        config=model.vit.config,
+        architecture=_architecture(config),
+        config=config,
         parameters=sum(parameter.numel() for parameter in model.vit.parameters()),
+        url=url,
+        format=model.format,
         weights_sha256=model.weights_sha256,
         path=model.path,
-        nbytes=None if model.path is None else _nbytes(model.path),
-        url=None,
+        nbytes=None if model.path is None else weight_file(model.path).stat().st_size,
+        notes=model.notes,
     )
+
+
+def convert_model(
+    name_or_path: str | Path,
+    out: Path,
+    *,
+    to: str,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Write the weights of a model in another format, and return the model.
+
+    Args:
+        name_or_path: as for `load_model`.
+        out: the file to write; for "hf" the folder.
+        to: a format that `write_checkpoint` writes.
+        overwrite: replace what is there.
+        progress: as for `load_model`.
+
+    Raises:
+        ArgumentError: the format is unknown or cannot hold this model, or `out` does not fit or is taken.
+        WeightsError: the model cannot be had.
+    """
+    if to not in FORMATS:
+        raise ArgumentError(f"unknown format {to!r}; wanted one of {', '.join(FORMATS)}")
+    wanted = _SUFFIXES.get(to, out.suffix)
+    if out.suffix != wanted:
+        raise ArgumentError(f"{out} is no name for the format {to}; wanted one that ends in {wanted}")
+    taken = any(out.iterdir()) if out.is_dir() else out.exists()
+    if taken and not overwrite:
+        raise ArgumentError(f"{out} exists already", hint="name another place, or say --overwrite")
+    model = load_model(name_or_path, progress=progress)
+    write_checkpoint(model.vit.state_dict(), model.vit.config, out, format=to)
+    return model
+
+
+def _locate(name: str) -> Path | ModelSpec:
+    """Return the weight file or folder, or the released model, that a name means."""
+    path = Path(name).expanduser()
+    if path.is_file() or any((path / part).is_file() for part in _IN_FOLDER):
+        return path
+    try:
+        return find_model(name)
+    except WeightsError:
+        if path.is_dir():
+            return path  # the reader says what it lacks
+        if path.suffix in {*_SUFFIXES.values(), ".pt", ".bin", ".ckpt"} or os.sep in name:
+            raise WeightsError(
+                f"no such weight file: {name}",
+                hint='paths are relative to the current folder; "dinokit models list" has the names',
+            ) from None
+        if (plain := _plain(name)) in ARCHITECTURES:
+            raise WeightsError(
+                f"there are no trained weights of {plain}",
+                hint=f"--model {_UNTRAINED}{plain} has random weights, to try things with",
+            ) from None
+        raise
+
+
+def _load(path: Path, name: str) -> LoadedModel:
+    checkpoint = read_checkpoint(path)
+    for note in checkpoint.notes:
+        logger.info("%s: %s", path, note)
+    vit = VisionTransformer.from_state(checkpoint.config, checkpoint.state).requires_grad_(False)
+    digest = state_digest(checkpoint.state, checkpoint.config)
+    return LoadedModel(vit, name, digest, checkpoint.format, path, checkpoint.notes)
+
+
+def _load_released(spec: ModelSpec, path: Path) -> LoadedModel:
+    """Load a file of the weights folder: it must hold what its name says."""
+    model = _load(path, spec.name)
+    held = _architecture(model.vit.config)
+    if held != spec.architecture:
+        raise WeightsError(
+            f"{path} holds {held or 'another architecture'}, not {spec.architecture}",
+            hint=f'delete it and run "dinokit models pull {spec.name}"',
+        )
+    return model
+
+
+def _load_default(progress: Progress | None, base_url: str | None) -> LoadedModel:
+    spec = find_model(DEFAULT_MODEL)
+    try:
+        file = pull_model(spec.name, progress=progress, base_url=base_url, timeout=10.0, retries=1)
+    except WeightsError as error:
+        if cached_file(spec) is not None:
+            raise
+        raise WeightsError(
+            f"there is no model to use: {error.message}; this version ships no trained model yet",
+            hint=f'run "dinokit models pull vits14" with a network, or put {spec.file_name} into '
+            f"{weights_folder()}; or give --model PATH; or try the tool with --model {_UNTRAINED}vitt14",
+        ) from error
+    return _load_released(spec, file.path)
+
+
+def _draw(name: str) -> LoadedModel:
+    """Return a model with random weights; the random state of torch stays as it is.
+
+    LayerScale is 1, not the 1e-5 that training starts from: images must reach the class token.
+    """
+    architecture, _, seed = name.removeprefix(_UNTRAINED).partition(":")
+    plain = _plain(architecture)
+    if plain not in ARCHITECTURES or not (seed or "0").isdecimal():
+        raise WeightsError(
+            f"unknown model {name!r}; wanted {_UNTRAINED}ARCHITECTURE or {_UNTRAINED}ARCHITECTURE:SEED",
+            hint=f"architectures are {', '.join(ARCHITECTURES)}; a seed is a whole number",
+        )
+    number = int(seed or "0") % 2**64
+    config = replace(ARCHITECTURES[plain], layer_scale=1.0)
+    with torch.device("meta"):
+        vit = VisionTransformer(config)
+    vit = vit.to_empty(device="cpu")
+    vit.init_weights(torch.Generator().manual_seed(number))
+    vit = vit.eval().requires_grad_(False)
+    full_name = f"{_UNTRAINED}{plain}" + (f":{number}" if number else "")
+    return LoadedModel(vit, full_name, state_digest(vit.state_dict(), config), "untrained", None)
+
+
+def _architecture(config: ViTConfig) -> str | None:
+    """Return the name of a shape, whatever its LayerScale started from."""
+    shape = replace(config, layer_scale=1.0)
+    return next((name for name, known in ARCHITECTURES.items() if known == shape), None)
+
+
+def _plain(architecture: str) -> str:
+    return architecture.strip().lower().replace("-", "_").removeprefix("dinov2_").replace("_reg4", "_reg")

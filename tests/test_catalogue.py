@@ -35,7 +35,11 @@ def test_every_spelling_finds_the_model_that_it_means(name: str, meant: str) -> 
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("dinov2_vit14", "dinov2_vits14"), ("vitb14-regs", "dinov2_vitb14_reg"), ("dinov2-smal", "dinov2_vits14")],
+    [
+        ("dinov2_vit14", "dinov2_vits14"),
+        ("vitb14-regs", "dinov2_vitb14_reg"),
+        ("dinov2-smal", "dinov2_vits14"),
+    ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(WeightsError, match=name) as caught:

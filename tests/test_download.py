@@ -65,7 +65,7 @@ class Server:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 server.answer(self)
 
             def log_message(self, *_: Any) -> None:
@@ -160,6 +160,22 @@ def test_a_dropped_connection_is_continued_and_no_byte_comes_twice(server: Serve
         "bytes=1700005-",
     ]
     assert {condition for _, _, condition in server.requests[1:]} == {'"one"'}
+
+
+def test_patience_does_not_end_while_bytes_arrive(server: Server, path: Path) -> None:
+    server.drops = [300_000] * 9
+    fetch(server, path, retries=2)
+    assert path.read_bytes() == CONTENT
+    assert server.sent == len(CONTENT)
+
+
+def test_what_came_from_another_address_is_not_continued(server: Server, path: Path) -> None:
+    server.drops = [1_000_000]
+    with pytest.raises(WeightsError):
+        fetch(server, path, retries=0)
+    download(f"{server.url}/mirror/model.pth", path)
+    assert path.read_bytes() == CONTENT
+    assert server.requests[1] == ("/mirror/model.pth", None, None)
 
 
 def test_a_later_call_continues_what_an_earlier_one_left(server: Server, path: Path) -> None:
