@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from dinov2kit.errors import KitError
 
-from . import completion, console, embed, match, models, store
+from . import completion, console, embed, index, match, models, search, store
 
 
 class KitGroup(TyperGroup):
@@ -41,12 +41,13 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         from dinov2kit import __version__
 
         console.emit(f"dinokit {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -58,7 +59,7 @@ def root(
     """Find, compare and match images with DINOv2 features. Runs on your machine; nothing is uploaded."""
 
 
-for _module in (store, match, embed, models, completion):
+for _module in (index, search, store, match, embed, models, completion):
     _module.register(app)
 
 

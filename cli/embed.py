@@ -34,8 +34,9 @@ def embed(
     Example: dinokit embed photos/ --out photos.h5
     """
     from dinov2kit.decoding import default_workers
-    from dinov2kit.embedding import list_images, write_descriptors
+    from dinov2kit.embedding import write_descriptors
     from dinov2kit.encoder import Encoder
+    from dinov2kit.images import list_images
 
     paths = list_images(images)
     encoder = Encoder(model, device=device, precision=precision)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 IndexOption = Annotated[
     Path | None,
@@ -30,3 +34,19 @@ WorkersOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on stderr.")]
+
+
+def parse_bytes(text: str) -> int:
+    """Read a size as people write it: 300k, 64M, 4G, 4GB; a plain number is bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if not found:
+        raise typer.BadParameter(f"{text!r} is no size; write for instance 64M or 4G")
+    return int(float(found[1]) * _BYTES[found[2]])
+
+
+def parse_seconds(text: str) -> float:
+    """Read a time as people write it: 30s, 15m, 1h, 2d; a plain number is seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
+    if not found:
+        raise typer.BadParameter(f"{text!r} is no time; write for instance 30m or 1h")
+    return float(found[1]) * _SECONDS[found[2]]

@@ -109,10 +109,14 @@ def cached_file(spec: ModelSpec) -> Path | None:
 
 
 def weights_folder() -> Path:
-    """Return the folder of downloaded weights: in `$DINOKIT_HOME`, else among the user data."""
+    """Return the folder of downloaded weights."""
+    return data_folder() / "weights"
+
+
+def data_folder() -> Path:
+    """Return where this project keeps things of the user: `$DINOKIT_HOME`, else a folder of the platform."""
     home = os.environ.get("DINOKIT_HOME")
-    root = Path(home).expanduser() if home else platformdirs.user_data_path("dinokit", appauthor=False)
-    return root / "weights"
+    return Path(home).expanduser() if home else platformdirs.user_data_path("dinokit", appauthor=False)
 
 
 def is_offline() -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from dinov2kit.encoder import Encoder
 from dinov2kit.errors import ArgumentError, DependencyError, ImageError
 from dinov2kit.files import written_whole
-from dinov2kit.images import IMAGE_SUFFIXES, MAX_PIXELS
+from dinov2kit.images import MAX_PIXELS
 from dinov2kit.pipeline import Description, describe
 from dinov2kit.shapes import Descriptors
 
@@ -35,28 +35,6 @@ class EmbedReport:
     out: Path
     written: list[Path]
     errors: list[tuple[Path, str]]
-
-
-def list_images(sources: Sequence[Path]) -> list[Path]:
-    """Return the files named, and the images inside the folders named, sorted within each folder.
-
-    Raises:
-        ImageError: a source does not exist, or there is no image at all.
-    """
-    found: list[Path] = []
-    for source in sources:
-        if source.is_dir():
-            inside = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-            found += sorted(path for path in inside if path.is_file())
-        elif source.exists():
-            found.append(source)
-        else:
-            raise ImageError(
-                f"no such image or folder: {source}", hint="paths are relative to the current folder"
-            )
-    if not found:
-        raise ImageError(f"no images in {', '.join(map(str, sources))}")
-    return found
 
 
 def write_descriptors(
@@ -98,9 +76,7 @@ def write_descriptors(
     """
     _check_out(out, patches=patches, overwrite=overwrite)
     report = EmbedReport(out, [], [])
-    stream = describe(
-        encoder, paths, workers=workers, batch_size=batch_size or encoder.batch_size, max_pixels=max_pixels
-    )
+    stream = describe(encoder, paths, workers=workers, batch_size=batch_size, max_pixels=max_pixels)
     if advance is not None:
         stream = _watched(stream, advance)
     with written_whole(out) as temporary:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +32,7 @@ __all__ = [
     "Picture",
     "Region",
     "Source",
+    "list_images",
     "load_picture",
     "read_image",
 ]
@@ -71,6 +72,28 @@ class Picture:
     height: int
     orientation: int = 1
     taken_at: str | None = None
+
+
+def list_images(sources: Sequence[Path]) -> list[Path]:
+    """Return the files named, and the images inside the folders named, sorted within each folder.
+
+    Raises:
+        ImageError: a source does not exist, or there is no image at all.
+    """
+    found: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            inside = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            found += sorted(path for path in inside if path.is_file())
+        elif source.exists():
+            found.append(source)
+        else:
+            raise ImageError(
+                f"no such image or folder: {source}", hint="paths are relative to the current folder"
+            )
+    if not found:
+        raise ImageError(f"no images in {', '.join(map(str, sources))}")
+    return found
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image:

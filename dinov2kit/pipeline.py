@@ -37,6 +37,10 @@ class GlobalEncoder(Protocol):
     def view(self) -> CenterCrop:
         """How an image becomes the pixels that `embed` takes."""
 
+    @property
+    def batch_size(self) -> int:
+        """How many images at once suit the device."""
+
     def embed(self, pixels: ImageBatch) -> Descriptors:
         """Return one L2-normalised row per image."""
 
@@ -69,7 +73,7 @@ def describe(
     paths: Iterable[Path],
     *,
     workers: int = 0,
-    batch_size: int = 16,
+    batch_size: int = 0,
     timeout: float = 30.0,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Description]:
@@ -79,14 +83,14 @@ def describe(
         encoder: makes the descriptors.
         paths: the files; consumed a bounded distance ahead.
         workers: decoding processes; 0 decodes in this process.
-        batch_size: images per call of the encoder; halved when the device runs out of memory.
+        batch_size: images per call of the encoder; 0 takes what suits it; halved when the device runs out of memory.
         timeout: seconds that one file may take to decode in a worker.
         max_pixels: larger images are refused before they are decoded.
 
     Raises:
         DeviceMemoryError: not even one image fits the device.
     """
-    batcher = _Batcher(encoder, batch_size)
+    batcher = _Batcher(encoder, batch_size or encoder.batch_size)
     with DecodePool(encoder.view, workers=workers, timeout=timeout, max_pixels=max_pixels) as pool:
         decoded = pool.pictures(paths)
         while batch := list(islice(decoded, batcher.size)):

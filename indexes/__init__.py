@@ -1,3 +1,108 @@
-"""The room where descriptors are kept and found again."""
+"""What is kept and found again: the feature store, the faiss index, searching.
 
-__all__: list[str] = []
+Names load on first use: looking for a photo that the index knows needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .export import export_npy, export_parquet
+    from .facts import Facts, FileError, list_errors, read_facts
+    from .faiss_door import installed_faiss
+    from .gallery import query_name, thumbnail, write_montage, write_page
+    from .index import Hit, Index
+    from .locate import find_index
+    from .photos import AnnWishes, IndexRun, UpdatePlan, index_photos, plan_photos
+    from .plan import AnnPlan, plan_ann
+    from .query import Question
+    from .repair import Repair, repair
+    from .snapshot import Photo, Snapshot
+    from .update import UpdateReport, UpdateRules
+    from .upkeep import Compaction, compact
+    from .verify import Check, Verification, verify
+    from .walk import WalkRules
+
+_HOME = {  # public name -> module
+    "AnnPlan": "plan",
+    "AnnWishes": "photos",
+    "Check": "verify",
+    "Compaction": "upkeep",
+    "Facts": "facts",
+    "FileError": "facts",
+    "Hit": "index",
+    "Index": "index",
+    "IndexRun": "photos",
+    "Photo": "snapshot",
+    "Question": "query",
+    "Repair": "repair",
+    "Snapshot": "snapshot",
+    "UpdatePlan": "photos",
+    "UpdateReport": "update",
+    "UpdateRules": "update",
+    "Verification": "verify",
+    "WalkRules": "walk",
+    "compact": "upkeep",
+    "export_npy": "export",
+    "export_parquet": "export",
+    "find_index": "locate",
+    "index_photos": "photos",
+    "installed_faiss": "faiss_door",
+    "list_errors": "facts",
+    "plan_ann": "plan",
+    "plan_photos": "photos",
+    "query_name": "gallery",
+    "read_facts": "facts",
+    "repair": "repair",
+    "thumbnail": "gallery",
+    "verify": "verify",
+    "write_montage": "gallery",
+    "write_page": "gallery",
+}
+
+__all__ = [
+    "AnnPlan",
+    "AnnWishes",
+    "Check",
+    "Compaction",
+    "Facts",
+    "FileError",
+    "Hit",
+    "Index",
+    "IndexRun",
+    "Photo",
+    "Question",
+    "Repair",
+    "Snapshot",
+    "UpdatePlan",
+    "UpdateReport",
+    "UpdateRules",
+    "Verification",
+    "WalkRules",
+    "compact",
+    "export_npy",
+    "export_parquet",
+    "find_index",
+    "index_photos",
+    "installed_faiss",
+    "list_errors",
+    "plan_ann",
+    "plan_photos",
+    "query_name",
+    "read_facts",
+    "repair",
+    "thumbnail",
+    "verify",
+    "write_montage",
+    "write_page",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dinov2kit.indexes' has no attribute {name!r}")
+    found = getattr(import_module(f"dinov2kit.indexes.{_HOME[name]}"), name)
+    globals()[name] = found  # a module of the same name must not hide it
+    return found

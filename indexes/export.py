@@ -42,9 +42,11 @@ def export_npy(
     Returns: the paths of the matrix and of the facts.
 
     Raises:
-        ArgumentError: a file exists, or cannot be written.
+        ArgumentError: a file exists, cannot be written, or has the name of the facts.
     """
     facts_path = out.with_suffix(".jsonl")
+    if facts_path == out:
+        raise ArgumentError(f"{out} is where the facts would go", hint=f"name it {out.with_suffix('.npy')}")
     _check_free([out, facts_path], overwrite=overwrite)
     kind = np.float16 if precision == "fp16" else np.float32
     with (

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from dinov2kit.identity import ModelIdentity
 SCHEMA = 1
 SHARD_ROWS = 65536
 _FORMAT = "dinokit-index"
+_SHARD = re.compile(r"shard-(\d{8,})\.h5")  # not the copies that people and sync programs make
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class Layout:
 
     def shards(self) -> dict[int, Path]:
         """Return the shards that lie on disk, by number, known to the manifest or not."""
-        found = {int(path.stem.removeprefix("shard-")): path for path in self.features.glob("*/shard-*.h5")}
-        return dict(sorted(found.items()))
+        found = [(_SHARD.fullmatch(path.name), path) for path in self.features.glob("*/shard-*.h5")]
+        return dict(sorted((int(match[1]), path) for match, path in found if match))
 
     def generation(self, number: int) -> Path:
         """Return the folder of a faiss generation."""
@@ -166,7 +168,7 @@ def read_card(layout: Layout) -> Card:
     except (ValueError, KeyError, TypeError) as error:
         raise StoreCorrupt(
             f"{layout.card} cannot be understood: {error}",
-            hint="restore it from a backup, or make a new index",
+            hint="make it again from the descriptors with: dinokit repair",
         ) from error
 
 

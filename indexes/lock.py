@@ -13,7 +13,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from dinov2kit.errors import StoreLocked
+from dinov2kit.errors import StoreError, StoreLocked
 
 from .layout import Layout
 
@@ -30,6 +30,7 @@ class WriterLock:
 
     Raises:
         StoreLocked: (on entering) somebody else writes.
+        StoreError: (on entering) the directory cannot be written.
     """
 
     def __init__(self, layout: Layout, *, wait: float = 0.0) -> None:
@@ -43,6 +44,11 @@ class WriterLock:
             self._lock.acquire(timeout=max(self._wait, 0.0), poll_interval=0.1)
         except Timeout as error:
             raise self._locked(_read(self._layout.lock_facts)) from error
+        except OSError as error:
+            raise StoreError(
+                f"index {self._layout.directory} cannot be written: {error.strerror or error}",
+                hint="searching still works; to change it, get the right to write there",
+            ) from error
         note = _read(self._layout.lock_facts)
         if note and not _same_machine(note):
             self._lock.release()

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from dinov2kit.errors import StoreCorrupt
 
 from .layout import SCHEMA, Layout, check_schema
-from .records import FileRecord, FileStat, Row
+from .records import FileRecord, FileStat, Root, Row
 
 T = TypeVar("T")
 
@@ -124,7 +124,10 @@ def damage_named(layout: Layout) -> Iterator[None]:
 
 def meta(db: sqlite3.Connection, key: str) -> int:
     """Read a counter."""
-    return int(db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])
+    found = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    if found is None:
+        raise sqlite3.DatabaseError(f"the counter {key} is missing")
+    return int(found[0])
 
 
 def set_meta(db: sqlite3.Connection, key: str, value: int | str) -> None:
@@ -157,6 +160,23 @@ def marks(items: list[T]) -> str:
 def place(root: bytes, relpath: bytes) -> Path:
     """Return the absolute path of a file; bytes that are no text survive."""
     return Path(os.fsdecode(root)) / os.fsdecode(relpath)
+
+
+def read_roots(db: sqlite3.Connection) -> list[Root]:
+    """Return the scanned folders."""
+    found = db.execute("SELECT id, path, fs_id FROM roots ORDER BY id")
+    return [Root(number, Path(os.fsdecode(path)), unsigned(fs_id)) for number, path, fs_id in found]
+
+
+def write_root(db: sqlite3.Connection, path: Path) -> int:
+    """Return the number of a scanned folder; the first time, note it and the device it is on."""
+    name = os.fsencode(path)
+    found = db.execute("SELECT id FROM roots WHERE path = ?", (name,)).fetchone()
+    if found:
+        return int(found[0])
+    device = path.stat().st_dev if path.exists() else 0
+    made = db.execute("INSERT INTO roots (path, fs_id) VALUES (?, ?)", (name, signed(device)))
+    return int(made.lastrowid or 0)
 
 
 def read_files(db: sqlite3.Connection, root_id: int) -> dict[bytes, FileRecord]:

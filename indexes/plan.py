@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Literal
 EXACT_VALUES = 4e8  # n * dim up to which every row is compared: about 50 ms a query on one core
 ID_BYTES = 8
 TRAIN_PER_LIST = 64  # rows per cluster that k-means sees
+CUSTOM_TRAIN_ROWS, CUSTOM_RERANK = 2**18, 4  # for the codes of a factory string that is not ours
 MAX_LISTS_CPU, MAX_LISTS_GPU = 16384, 65536  # k-means beyond takes over half an hour
 
 
@@ -20,8 +22,8 @@ class AnnPlan:
     """How to build the faiss index of a collection.
 
     Attributes:
-        kind: "exact" compares every row, "ivf" only the rows of the nearest clusters, "custom" is a factory string
-            of the user.
+        kind: "exact" compares every row, "ivf" only those of the nearest clusters, "custom" is a factory
+            string of the user.
         factory: faiss factory string.
         nlist: clusters of an inverted file; 0 without one.
         rerank: how many candidates per wanted hit are scored again from the store; 1 is none.
@@ -42,8 +44,8 @@ class AnnPlan:
 def plan_ann(n: int, dim: int, memory: int, *, gpus: int = 0, factory: str | None = None) -> AnnPlan:
     """Choose the index for `n` descriptors of length `dim`.
 
-    Exact search up to n * dim = 4e8 if it fits `memory`; else the first that fits of IVF with fp16 codes, with
-    8-bit codes, with 1-bit RaBitQ codes. The last two are scored again from the store.
+    Exact search up to n * dim = 4e8 if it fits `memory`; else the first that fits of IVF with fp16 codes,
+    8-bit codes, 1-bit RaBitQ codes. The last two are scored again from the store.
 
     Args:
         n: descriptors.
@@ -56,11 +58,11 @@ def plan_ann(n: int, dim: int, memory: int, *, gpus: int = 0, factory: str | Non
     trained = min(n, TRAIN_PER_LIST * nlist)
     size, budget = f"{n:,} x {dim}", _megabytes(memory)
     if factory is not None:
-        return AnnPlan("custom", f"IDMap,{factory}" if _needs_ids(factory) else factory, 0, 4, n, 0, "as asked")
+        return _as_asked(factory, n)
     exact = n * (2 * dim + ID_BYTES)
     if n * dim <= EXACT_VALUES and exact <= memory:
         reason = f"{size} is small enough to compare every row, and {_megabytes(exact)} fit {budget}"
-        return AnnPlan("exact", "IDMap,SQfp16", 0, 1, 0, exact, reason)
+        return AnnPlan("exact", "SQfp16", 0, 1, 0, exact, reason)
     lists = nlist * (4 * dim + ID_BYTES)
     candidates = (
         (f"IVF{nlist},SQfp16", 1, n * (2 * dim + ID_BYTES) + lists),
@@ -106,9 +108,13 @@ def _lists(n: int, gpus: int) -> int:
     return max(1, min(wanted, n // 39, MAX_LISTS_GPU if gpus else MAX_LISTS_CPU))
 
 
-def _needs_ids(factory: str) -> bool:
-    """Say whether a faiss index of this kind has no ids of its own."""
-    return "IVF" not in factory and "IDMap" not in factory
+def _as_asked(factory: str, n: int) -> AnnPlan:
+    """Return the plan of a factory string; only inverted files have ids of their own."""
+    lists = re.search(r"IVF(\d+)", factory)
+    nlist = int(lists[1]) if lists else 0
+    name = factory if nlist or factory.startswith("IDMap") else f"IDMap,{factory}"
+    trained = min(n, max(CUSTOM_TRAIN_ROWS, TRAIN_PER_LIST * nlist))
+    return AnnPlan("custom", name, nlist, CUSTOM_RERANK, trained, 0, "as asked")
 
 
 def _megabytes(nbytes: int) -> str:

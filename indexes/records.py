@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float16
+
+from dinov2kit.errors import ArgumentError
+
+Watch = Callable[[str, int, int | None], None]
+"""Called with the stage of a long work, how much is done, and how much there is in all, if known."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +102,18 @@ class Described(Protocol):
     @property
     def taken_at(self) -> str | None:
         """When the photo was taken, ISO 8601."""
+
+
+def as_stored(descriptor: Float[np.ndarray, " n"] | None, dim: int) -> Float16[np.ndarray, " dim"]:
+    """Return a copy of a descriptor as a shard keeps it: fp16 as it is, others normalised first.
+
+    Raises:
+        ArgumentError: it is missing, not finite, zero or of another length.
+    """
+    if descriptor is None or descriptor.shape != (dim,):
+        got = "none" if descriptor is None else f"{descriptor.shape[0]} numbers"
+        raise ArgumentError(f"a descriptor of this index has {dim} numbers, got {got}")
+    length = float(np.linalg.norm(descriptor.astype(np.float32)))
+    if not np.isfinite(length) or length == 0:
+        raise ArgumentError("the descriptor is not finite, or zero")
+    return descriptor.copy() if descriptor.dtype == np.float16 else (descriptor / length).astype(np.float16)

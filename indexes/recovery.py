@@ -38,7 +38,11 @@ def recover(layout: Layout, db: sqlite3.Connection, *, retire_after: float) -> N
         logger.warning("deleted %s: its commit did not finish", on_disk[number].name)
         on_disk[number].unlink()
     before = time.time() - retire_after
-    for (old,) in db.execute("SELECT number FROM shards WHERE retired_at < ?", (before,)).fetchall():
+    retired = db.execute(  # the newest stays: it alone tells a rebuilt manifest which ids have been used
+        "SELECT number FROM shards WHERE retired_at < ? AND number < (SELECT max(number) FROM shards)",
+        (before,),
+    )
+    for (old,) in retired.fetchall():
         layout.shard(old).unlink(missing_ok=True)
         db.execute("DELETE FROM shards WHERE number = ?", (old,))
     _forget_generations(layout, before)

@@ -6,13 +6,17 @@ What only the manifest knew is lost then: removals, moves and the list of unread
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
 
 from dinov2kit import __version__
 from dinov2kit.errors import StoreCorrupt, StoreMissing
@@ -22,7 +26,7 @@ from .lock import WriterLock
 from .manifest import create_manifest, meta, open_for_writing, place, set_meta, signed
 from .records import Row
 from .shards import Shard
-from .verify import rows_agree
+from .verify import bad_values, check_files, check_ids, rows_agree
 
 logger = logging.getLogger(__name__)
 
@@ -59,20 +63,21 @@ def repair(directory: Path, *, wait: float = 0.0) -> Repair:
         StoreTooNew: a newer version wrote it.
     """
     layout = Layout(directory)
-    if not directory.is_dir():
+    if not layout.card.exists() and not layout.shards():
         raise StoreMissing(f"there is no index in {directory}", hint="make one with: dinokit index PHOTOS")
     layout.tmp.mkdir(exist_ok=True)
     with WriterLock(layout, wait=wait):
         card = _card(layout)
         intact, torn = _sort_shards(layout, card)
-        lost = {path for shard in torn for path in _readable_paths(shard)}
         db = _sound_manifest(layout, card, intact)
-        rebuilt, backup = db is None, None
+        rebuilt, backup, lost = db is None, None, set[Path]()
         if db is None:
-            backup = _rebuild(layout, card, intact)
+            lost = {path for shard in torn for path in _readable_paths(shard, card)}
+            backup = _rebuild(layout, card, intact, torn)
             db = open_for_writing(layout, card.uuid)
         try:
             lost |= _drop_missing(db, intact)
+            torn += _strays(db, intact)
             items = db.execute("SELECT count(*) FROM items WHERE deleted_at IS NULL").fetchone()[0]
             lost -= _paths(db, "1")
         finally:
@@ -84,10 +89,10 @@ def repair(directory: Path, *, wait: float = 0.0) -> Repair:
 
 
 def _card(layout: Layout) -> Card:
-    """Read the identity; make it again from a shard when its file is gone."""
+    """Read the identity; make it again from a shard when its file is gone or damaged."""
     try:
         return read_card(layout)
-    except StoreMissing:
+    except (StoreMissing, StoreCorrupt):
         for path in layout.shards().values():
             try:
                 stamp = Shard(path).stamp
@@ -105,23 +110,41 @@ def _sort_shards(layout: Layout, card: Card) -> tuple[dict[int, Shard], list[Pat
     intact: dict[int, Shard] = {}
     torn: list[Path] = []
     for number, path in layout.shards().items():
-        try:
-            shard = Shard(path)
-            ours = (shard.stamp.uuid, shard.stamp.model.fingerprint) == (card.uuid, card.model.fingerprint)
-        except StoreCorrupt:
-            ours = False
-        if ours and shard.is_intact():
+        shard = _open_ours(path, card)
+        if shard is not None and shard.is_intact() and not bad_values(shard, deep=True):
             intact[number] = shard
         else:
-            logger.warning("%s is damaged or not of this index", path)
             torn.append(path)
+    seen = np.zeros(0, np.int64)
+    for number in sorted(intact.keys() - _replaced(intact)):
+        if np.isin(intact[number].ids, seen).any():  # a copy under another name
+            torn.append(intact.pop(number).path)
+        else:
+            seen = np.concatenate([seen, intact[number].ids])
+    for path in torn:
+        logger.warning("%s is damaged or not of this index", path)
     return intact, torn
 
 
-def _readable_paths(path: Path) -> list[Path]:
+def _open_ours(path: Path, card: Card) -> Shard | None:
+    """Open a shard if it can be opened and belongs to this index and model."""
     try:
-        return [place(row.root, row.relpath) for row in Shard(path).rows()]
-    except (StoreCorrupt, OSError, KeyError, ValueError, IndexError, RuntimeError):
+        shard = Shard(path)
+    except StoreCorrupt:
+        return None
+    ours = (shard.stamp.uuid, shard.stamp.model.fingerprint) == (card.uuid, card.model.fingerprint)
+    return shard if ours else None
+
+
+def _replaced(shards: dict[int, Shard]) -> set[int]:
+    return {number for shard in shards.values() for number in shard.stamp.replaces}
+
+
+def _readable_paths(path: Path, card: Card) -> list[Path]:
+    shard = _open_ours(path, card)
+    try:
+        return [place(row.root, row.relpath) for row in shard.rows()] if shard else []
+    except (OSError, KeyError, ValueError, IndexError, RuntimeError):
         return []
 
 
@@ -134,10 +157,10 @@ def _sound_manifest(layout: Layout, card: Card, intact: dict[int, Shard]) -> sql
     try:
         sound = db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
         sound = sound and all(number <= meta(db, "next_shard") for number in layout.shards())
-        sound = sound and all(
-            rows_agree(db, number, intact[number]) for number in _listed(db) if number in intact
-        )
-    except (sqlite3.DatabaseError, TypeError):
+        used = {number: intact[number] for number in _listed(db) if number in intact}
+        sound = sound and all(rows_agree(db, number, shard) for number, shard in used.items())
+        sound = sound and check_ids(db, used).ok and check_files(db).ok
+    except sqlite3.DatabaseError:
         sound = False
     if not sound:
         db.close()
@@ -169,7 +192,13 @@ def _drop_missing(db: sqlite3.Connection, intact: dict[int, Shard]) -> set[Path]
     return lost
 
 
-def _rebuild(layout: Layout, card: Card, intact: dict[int, Shard]) -> Path | None:
+def _strays(db: sqlite3.Connection, intact: dict[int, Shard]) -> list[Path]:
+    """Return the sound shards that the manifest does not know, but for one of an unfinished commit."""
+    known = {number for (number,) in db.execute("SELECT number FROM shards")} | {meta(db, "next_shard")}
+    return [shard.path for number, shard in intact.items() if number not in known]
+
+
+def _rebuild(layout: Layout, card: Card, intact: dict[int, Shard], torn: list[Path]) -> Path | None:
     """Write a new manifest from the shards and keep the old one; return where it lies."""
     fresh = layout.tmp / layout.manifest.name
     for remnant in layout.tmp.glob(f"{fresh.name}*"):
@@ -180,6 +209,10 @@ def _rebuild(layout: Layout, card: Card, intact: dict[int, Shard]) -> Path | Non
         db.execute("PRAGMA synchronous = FULL")
         db.execute("BEGIN IMMEDIATE")
         _fill(db, layout, intact)
+        set_meta(
+            db, "next_id", _next_id(layout, [*intact.values(), *(_open_ours(path, card) for path in torn)])
+        )
+        set_meta(db, "next_shard", max([0, *layout.shards()]) + 1)
         db.execute("COMMIT")
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
@@ -204,7 +237,7 @@ def _set_aside(manifest: Path) -> Path | None:
 
 def _fill(db: sqlite3.Connection, layout: Layout, intact: dict[int, Shard]) -> None:
     """Enter all shards; of several items for one path the newest is alive."""
-    replaced = {number for shard in intact.values() for number in shard.stamp.replaces}
+    replaced = _replaced(intact)
     now = time.time()
     roots: dict[bytes, int] = {}
     alive: dict[tuple[int, bytes], tuple[int, Row]] = {}
@@ -237,7 +270,16 @@ def _fill(db: sqlite3.Connection, layout: Layout, intact: dict[int, Shard]) -> N
             (file, root, relpath, *stat, row.digest, item, *facts),
         )
         db.execute("UPDATE items SET file_id = ?, deleted_at = NULL WHERE id = ?", (file, item))
-    next_ids = [1, *(shard.stamp.next_id for shard in intact.values())]
-    next_ids += [int(shard.ids.max()) + 1 for shard in intact.values() if len(shard)]
-    set_meta(db, "next_id", max(next_ids))
-    set_meta(db, "next_shard", max([0, *layout.shards()]) + 1)
+
+
+def _next_id(layout: Layout, shards: list[Shard | None]) -> int:
+    """Return an id above all that a shard, even a damaged one, or the faiss index has ever seen."""
+    used = [0]
+    for shard in shards:
+        if shard is not None:
+            used += [shard.stamp.next_id - 1, *shard.ids[-1:].tolist()]
+    generation = layout.read_current()
+    if generation is not None:
+        with suppress(OSError, ValueError, TypeError, AttributeError):  # a cache; nobody needs it
+            used.append(int(json.loads((generation / "meta.json").read_bytes()).get("max_id", 0)))
+    return max(used) + 1

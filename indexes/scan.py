@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from jaxtyping import Float16, Float32, Int64
 
 Queries = Float32[np.ndarray, "m dim"]
+Block = tuple[Int64[np.ndarray, " n"], Float16[np.ndarray, "n dim"]]
 FoundIds = Int64[np.ndarray, "m k"]
 FoundScores = Float32[np.ndarray, "m k"]
 
 
 def scan(
     queries: Queries,
-    blocks: Iterable[tuple[Int64[np.ndarray, " n"], Float16[np.ndarray, "n dim"]]],
+    blocks: Iterable[Block],
     k: int,
 ) -> tuple[FoundIds, FoundScores]:
     """Return the `k` best rows of all blocks for every query, best first, equal scores by id.
@@ -50,3 +51,27 @@ def merge(
     scores = np.where(ids < 0, np.float32(-np.inf), scores)
     order = np.lexsort((np.where(ids < 0, np.iinfo(np.int64).max, ids), -scores), axis=1)[:, :k]
     return np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+
+def rescore(
+    queries: Queries,
+    ids: FoundIds,
+    read: Callable[[Int64[np.ndarray, " c"]], Float16[np.ndarray, "c dim"]],
+    k: int,
+) -> tuple[FoundIds, FoundScores]:
+    """Return the `k` best of the candidates by their stored descriptors, best first, equal scores by id.
+
+    The cosines are computed in float64: a score does not depend on how its candidate was found.
+
+    Args:
+        queries: L2-normalised.
+        ids: candidates of each query; -1 is none.
+        read: returns the stored descriptors of some ids.
+        k: how many to keep.
+    """
+    scores = np.full(ids.shape, -np.inf, np.float32)
+    for row, query in enumerate(queries.astype(np.float64)):
+        known = ids[row] >= 0
+        rows = read(ids[row, known]).astype(np.float64)
+        scores[row, known] = rows @ query / np.linalg.norm(rows, axis=1)  # fp16 moved the lengths a little
+    return merge([(ids, scores)], k)

@@ -162,6 +162,18 @@ class Shard:
             for i in range(len(self))
         ]
 
+    def check(self) -> None:
+        """Read everything.
+
+        Raises:
+            StoreCorrupt: it is not as it was written.
+        """
+        if not self.is_intact():
+            raise StoreCorrupt(
+                f"shard {self.path.name} is damaged: its checksum differs",
+                hint="see what is lost with: dinokit repair",
+            )
+
     def is_intact(self) -> bool:
         """Read everything and compare it with the checksums of the day it was written."""
         try:

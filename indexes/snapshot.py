@@ -63,15 +63,13 @@ class Snapshot:
 
     ids: Int64[np.ndarray, " n"]
 
-    def __init__(
-        self, layout: Layout, card: Card, generation: Path | None, db: sqlite3.Connection, stack: ExitStack
-    ) -> None:
+    def __init__(self, layout: Layout, card: Card, generation: Path | None, db: sqlite3.Connection) -> None:
         """Read the state of an open transaction; use `Snapshot.open`."""
         self.layout = layout
         self.card = card
         self.generation = generation
         self._db = db
-        self._stack = stack
+        self._stack = ExitStack()
         self._guard = threading.Lock()
         numbers = [
             number
@@ -98,7 +96,9 @@ class Snapshot:
             stack.callback(db.close)
             add_view(db)
             db.execute("BEGIN")
-            return cls(layout, card, generation, db, stack.pop_all())
+            snapshot = cls(layout, card, generation, db)
+            snapshot._stack = stack.pop_all()
+        return snapshot
 
     def __enter__(self) -> Snapshot:
         return self

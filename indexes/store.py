@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from jaxtyping import Float, Float16
+from jaxtyping import Float16
 
 from dinov2kit.errors import ArgumentError, StoreError
 from dinov2kit.identity import ModelIdentity
@@ -34,15 +34,16 @@ from .manifest import (
     open_for_writing,
     read_files,
     read_live_rows,
+    read_roots,
     read_shard_uses,
     remove_files,
     retire,
     set_meta,
     signed,
-    unsigned,
     write_file,
+    write_root,
 )
-from .records import Described, FileRecord, FileStat, Known, Root, Row
+from .records import Described, FileRecord, FileStat, Known, Root, Row, as_stored
 from .recovery import recover
 from .shards import Shard, Stamp, write_shard
 
@@ -155,20 +156,11 @@ class Store:
 
     def roots(self) -> list[Root]:
         """Return the scanned folders."""
-        found = self._db.execute("SELECT id, path, fs_id FROM roots ORDER BY id")
-        return [Root(number, Path(os.fsdecode(path)), unsigned(fs_id)) for number, path, fs_id in found]
+        return read_roots(self._db)
 
     def root_id(self, path: Path) -> int:
         """Return the number of a scanned folder; the first time, note it and the device it is on."""
-        path = path.absolute()
-        found = self._db.execute("SELECT id FROM roots WHERE path = ?", (os.fsencode(path),)).fetchone()
-        if found:
-            return int(found[0])
-        device = path.stat().st_dev if path.exists() else 0
-        made = self._db.execute(
-            "INSERT INTO roots (path, fs_id) VALUES (?, ?)", (os.fsencode(path), signed(device))
-        )
-        return int(made.lastrowid or 0)
+        return write_root(self._db, path.absolute())
 
     def set_device(self, root_id: int, fs_id: int) -> None:
         """Accept that a root now lies on another device."""
@@ -192,7 +184,7 @@ class Store:
         Raises:
             ArgumentError: the descriptor is missing, not finite, zero or of another length.
         """
-        descriptor = self._checked(description.descriptor)
+        descriptor = as_stored(description.descriptor, self.card.model.dim)
         item = self._next_id
         self._next_id += 1
         facts = (description.width, description.height, description.orientation, description.taken_at)
@@ -275,6 +267,7 @@ class Store:
 
         Raises:
             ArgumentError: there are uncommitted rows.
+            StoreCorrupt: an old shard is damaged; its damage must not get a fresh checksum.
             StoreError: the disk is full or fails; nothing has changed.
         """
         if self._rows:
@@ -282,6 +275,8 @@ class Store:
         old = list(numbers)
         live = read_live_rows(self._db, old)
         rows = [row for row, _, _ in live]
+        for number in {shard for _, shard, _ in live}:
+            self._shard(number).check()
         new = None
         with self._all_or_nothing(len(rows)):
             if rows:
@@ -318,7 +313,7 @@ class Store:
 
     @contextmanager
     def _all_or_nothing(self, rows: int | None = None) -> Iterator[None]:
-        """Go back to the last commit when the disk is full or fails; `rows` says how many were to be written."""
+        """Go back to the last commit when the disk is full or fails; `rows` were to be written."""
         try:
             yield
         except (OSError, sqlite3.DatabaseError) as error:
@@ -345,18 +340,10 @@ class Store:
 
     def _descriptor(self, shard: int, row: int) -> Float16[np.ndarray, " dim"]:
         if shard == self._next_shard:
-            return self._descriptors[row]
-        if shard not in self._open_shards:
-            self._open_shards[shard] = Shard(self.layout.shard(shard))
-        return np.array(self._open_shards[shard].descriptors[row])
+            return self._descriptors[row].copy()
+        return np.array(self._shard(shard).descriptors[row])
 
-    def _checked(self, descriptor: Float[np.ndarray, " dim"] | None) -> Float16[np.ndarray, " dim"]:
-        if descriptor is None or descriptor.shape != (self.card.model.dim,):
-            got = "none" if descriptor is None else f"{descriptor.shape[0]} numbers"
-            raise ArgumentError(f"a descriptor of this index has {self.card.model.dim} numbers, got {got}")
-        length = float(np.linalg.norm(descriptor.astype(np.float32)))
-        if not np.isfinite(length) or length == 0:
-            raise ArgumentError("the descriptor is not finite, or zero")
-        if descriptor.dtype == np.float16:
-            return descriptor
-        return (descriptor / length).astype(np.float16)
+    def _shard(self, number: int) -> Shard:
+        if number not in self._open_shards:
+            self._open_shards[number] = Shard(self.layout.shard(number))
+        return self._open_shards[number]

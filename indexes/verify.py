@@ -58,6 +58,7 @@ def verify(
     Raises:
         StoreMissing: there is no index.
         StoreTooNew: a newer version wrote it.
+        StoreCorrupt: its card cannot be understood.
     """
     layout = Layout(directory)
     card = read_card(layout)
@@ -69,12 +70,12 @@ def verify(
         db.execute("BEGIN")
         checks = [_manifest(db, deep=deep), _unknown_shards(db, layout)]
         shards, check = _open_all(db, layout, card)
-        checks += [check, _ids(db, shards), _files(db)]
+        checks += [check, check_ids(db, shards), check_files(db)]
         wrong_rows, wrong_values, torn = [], [], []
         for done, (number, shard) in enumerate(shards.items()):
             if not rows_agree(db, number, shard):
                 wrong_rows.append(shard.path.name)
-            if reason := _bad_values(shard, deep=deep):
+            if reason := bad_values(shard, deep=deep):
                 wrong_values.append(f"{shard.path.name}: {reason}")
             if deep and not shard.is_intact():
                 torn.append(shard.path.name)
@@ -144,7 +145,8 @@ def _open_all(db: sqlite3.Connection, layout: Layout, card: Card) -> tuple[dict[
     return shards, _check("shards", wrong, f"{len(shards)} open and belong here")
 
 
-def _ids(db: sqlite3.Connection, shards: dict[int, Shard]) -> Check:
+def check_ids(db: sqlite3.Connection, shards: dict[int, Shard]) -> Check:
+    """Look at the ids of the shards in use: ascending, unique, below the counter."""
     wrong = [shard.path.name for shard in shards.values() if np.any(np.diff(shard.ids) <= 0)]
     wrong = [f"{name}: ids do not ascend" for name in wrong]
     ids = np.concatenate([shard.ids for shard in shards.values()] or [np.zeros(0, np.int64)])
@@ -155,7 +157,8 @@ def _ids(db: sqlite3.Connection, shards: dict[int, Shard]) -> Check:
     return _check("ids", wrong, f"{len(ids):,} are unique and ascend")
 
 
-def _files(db: sqlite3.Connection) -> Check:
+def check_files(db: sqlite3.Connection) -> Check:
+    """Look whether each live item has a file and each described file a live item."""
     homeless = db.execute(
         "SELECT count(*) FROM items LEFT JOIN files ON files.item_id = items.id"
         " WHERE deleted_at IS NULL AND files.id IS NULL"
@@ -169,7 +172,7 @@ def _files(db: sqlite3.Connection) -> Check:
     return _check("files", wrong, "each live item has its file")
 
 
-def _bad_values(shard: Shard, *, deep: bool) -> str:
+def bad_values(shard: Shard, *, deep: bool) -> str:
     """Say what is wrong with the descriptors of a shard, or return an empty text."""
     if shard.descriptors.shape[1] != shard.stamp.model.dim:
         return f"{shard.descriptors.shape[1]} numbers per row, not {shard.stamp.model.dim}"

@@ -38,14 +38,11 @@ _FUNCTIONS = frozenset(
         *("date", "datetime", "julianday", "strftime", "time", "unixepoch"),
     }
 )
-_PATH = "CAST(relpath AS TEXT)"
-_NAME = f"substr({_PATH}, length(rtrim({_PATH}, replace({_PATH}, '/', ''))) + 1)"  # after the last slash
-_EXT = f"lower(replace({_NAME}, rtrim({_NAME}, replace({_NAME}, '.', '')), ''))"  # after the last dot
+_MAX_BYTES = 1_000_000  # of any text on the way: functions like `replace` could make it grow without end
 _MAKE_VIEW = f"""
 CREATE TEMP VIEW {VIEW} AS SELECT
-    item_id AS id, {_PATH} AS path, {_NAME} AS name,
-    CASE WHEN instr(substr({_NAME}, 2), '.') THEN {_EXT} ELSE '' END AS ext,
-    width, height, size AS bytes, taken_at,
+    item_id AS id, CAST(relpath AS TEXT) AS path, CAST(file_name(relpath) AS TEXT) AS name,
+    CAST(file_ext(relpath) AS TEXT) AS ext, width, height, size AS bytes, taken_at,
     strftime('%Y-%m-%dT%H:%M:%S', mtime_ns / 1000000000, 'unixepoch') AS modified, orientation
 FROM files WHERE item_id IS NOT NULL
 """
@@ -53,6 +50,8 @@ FROM files WHERE item_id IS NOT NULL
 
 def add_view(db: sqlite3.Connection) -> None:
     """Give a connection the view that `select_ids` reads; outside a transaction."""
+    db.create_function("file_name", 1, _name, deterministic=True)
+    db.create_function("file_ext", 1, _ext, deterministic=True)
     db.execute(_MAKE_VIEW)
 
 
@@ -69,6 +68,7 @@ def select_ids(db: sqlite3.Connection, expression: str, *, seconds: float = 10.0
         ArgumentError: it is no such expression, or takes too long.
     """
     deadline = time.monotonic() + seconds
+    longest = db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_BYTES)
     try:
         if "\0" in expression or not expression.strip():
             raise ArgumentError("the expression is empty")
@@ -86,6 +86,18 @@ def select_ids(db: sqlite3.Connection, expression: str, *, seconds: float = 10.0
     finally:
         db.set_progress_handler(None, 0)
         db.set_authorizer(None)
+        db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+
+
+def _name(relpath: bytes) -> bytes:
+    """Return what follows the last slash; SQL text functions stumble over names that are no UTF-8."""
+    return relpath.rpartition(b"/")[2]
+
+
+def _ext(relpath: bytes) -> bytes:
+    """Return what follows the last dot, in lower case; a dot at the beginning hides a file and ends nothing."""
+    stem, _, ending = _name(relpath).rpartition(b".")
+    return ending.lower() if stem else b""
 
 
 class _Guard:
@@ -103,6 +115,6 @@ class _Guard:
         if action == sqlite3.SQLITE_READ:
             through_view = source == VIEW or first == VIEW or (first == "files" and not second)
             return sqlite3.SQLITE_OK if through_view else sqlite3.SQLITE_DENY
-        if action == sqlite3.SQLITE_FUNCTION and second in _FUNCTIONS:
+        if action == sqlite3.SQLITE_FUNCTION and (second in _FUNCTIONS or source == VIEW):
             return sqlite3.SQLITE_OK
         return sqlite3.SQLITE_DENY

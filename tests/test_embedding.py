@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from dinov2kit import ArgumentError, Encoder, ImageError
 from dinov2kit.cli import app
-from dinov2kit.embedding import list_images, write_descriptors
+from dinov2kit.embedding import write_descriptors
+from dinov2kit.images import list_images
 from dinov2kit.images import load_picture
 
 

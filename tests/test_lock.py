@@ -51,7 +51,7 @@ def test_waiting_takes_the_lock_when_it_is_given_back(tmp_path):
     store = Store.open(tmp_path / "ix")
     threading.Timer(0.4, store.close).start()
     before = time.monotonic()
-    with Store.open(tmp_path / "ix", wait=20):
+    with Store.open(tmp_path / "ix", wait=20.0):
         assert 0.3 < time.monotonic() - before < 10
 
 

@@ -54,8 +54,8 @@ class StoreAgainstDict(RuleBasedStateMachine):
         self.store = Store.open(self.directory, retire_after=0.0)
         self.now: dict[bytes, tuple[int, bytes, bytes]] = {}  # what the writer sees
         self.errors: set[bytes] = set()
-        self.lasting = ({}, set())  # what a reader sees
-        self.used: set[int] = set()
+        self.lasting = ({}, set(), set())  # what a reader sees, and the ids it may have met
+        self.used: set[int] = set()  # ids given out; what is not committed may be given again
 
     def file_id(self, name: bytes) -> int:
         return self.store.files(self.store.root_id(ROOT))[name].id
@@ -105,7 +105,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
     def commit(self):
         self.store.commit()
         assert self.store.pending == 0
-        self.lasting = (dict(self.now), set(self.errors))
+        self.lasting = (dict(self.now), set(self.errors), set(self.used))
 
     @rule()
     def merge(self):
@@ -113,7 +113,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         merge_small(self.store, small_shards=2)
 
     def go_back(self):
-        self.now, self.errors = dict(self.lasting[0]), set(self.lasting[1])
+        self.now, self.errors, self.used = dict(self.lasting[0]), set(self.lasting[1]), set(self.lasting[2])
 
     @rule()
     def reopen(self):

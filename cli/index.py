@@ -1,0 +1,271 @@
+"""`dinokit index`: folders of photos become an index, or their index is brought up to date."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console, options
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from dinov2kit.indexes import IndexRun, UpdatePlan
+
+HEIC = {".heic", ".heif", ".hif"}
+SHOWN_ERRORS = 20
+
+
+class Prune(StrEnum):
+    """What happens to photos that are gone."""
+
+    auto = "auto"
+    never = "never"
+    force = "force"
+
+
+def index(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Folders; none: those of the index.")
+    ] = None,
+    index: options.IndexOption = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Put a new index into the folder, as .dinokit.")
+    ] = False,
+    model: options.ModelOption = "auto",
+    device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = "auto",
+    batch: options.BatchOption = 0,
+    workers: options.WorkersOption = -1,
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Only these files; may be repeated.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Leave these files or folders out.")
+    ] = None,
+    list_: Annotated[
+        str | None,
+        typer.Option("--list", metavar="FILE|-", help="Only the files named here, one per line; - is stdin."),
+    ] = None,
+    null: Annotated[bool, typer.Option("--null", "-0", help="Names in --list end with a NUL byte.")] = False,
+    follow_symlinks: Annotated[
+        bool, typer.Option("--follow-symlinks", help="Enter folders behind symbolic links.")
+    ] = False,
+    one_file_system: Annotated[
+        bool, typer.Option("--one-file-system", help="Do not enter other disks.")
+    ] = False,
+    min_size: Annotated[
+        int, typer.Option(metavar="SIZE", parser=options.parse_bytes, help="Leave smaller files out.")
+    ] = "0",  # type: ignore[assignment]
+    max_mpix: Annotated[
+        float, typer.Option(metavar="N", help="Refuse images of more megapixels; 0 is the limit of Pillow.")
+    ] = 0.0,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time for one file.")] = 30.0,
+    verify_hash: Annotated[
+        bool, typer.Option("--verify-hash", help="Compare contents, not only size and time.")
+    ] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Try again what could not be read before.")
+    ] = False,
+    prune: Annotated[
+        Prune,
+        typer.Option(
+            metavar="auto|never|force",
+            help="Photos that are gone leave the index, unless the disk looks unmounted.",
+        ),
+    ] = Prune.auto,
+    if_stale: Annotated[
+        float,
+        typer.Option(
+            metavar="TIME", parser=options.parse_seconds, help="Do nothing if the last run is younger (1h)."
+        ),
+    ] = "0",  # type: ignore[assignment]
+    memory: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SIZE", parser=options.parse_bytes, help="Memory for the faiss index (64M, 4G)."
+        ),
+    ] = None,
+    factory: Annotated[
+        str | None, typer.Option(metavar="STRING", help="faiss factory string, or auto.")
+    ] = None,
+    recall: Annotated[
+        float, typer.Option(metavar="SHARE", min=0.1, max=1.0, help="recall@10 that faiss is tuned to.")
+    ] = 0.95,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build the faiss index anew.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Say what would be done, and change nothing.")
+    ] = False,
+    wait: Annotated[float, typer.Option(metavar="SECONDS", help="Wait for another writer.")] = 0.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when a file cannot be read.")] = False,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Index folders of photos; run it again after changes, only new and changed photos are opened.
+
+    Moved photos are recognised, removed ones leave the index, and files that cannot be read are listed and do
+    not stop the others. Ctrl-C finishes what was begun; the next run goes on there. The photos are only read.
+
+    Example: dinokit index ~/Pictures
+    """
+    from dinov2kit.decoding import default_workers
+    from dinov2kit.images import MAX_PIXELS
+    from dinov2kit.indexes import AnnWishes, UpdateRules, WalkRules, index_photos, plan_photos
+
+    rules = UpdateRules(
+        walk=WalkRules(
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            follow_symlinks=follow_symlinks,
+            one_file_system=one_file_system,
+            min_size=min_size,
+        ),
+        listed=_read_list(list_, null=null) if list_ else None,
+        verify_hash=verify_hash,
+        retry_errors=retry_errors,
+        prune=prune.value,
+        workers=default_workers() if workers < 0 else workers,
+        batch_size=batch,
+        timeout=timeout,
+        max_pixels=int(max_mpix * 1e6) or MAX_PIXELS,
+    )
+    if plan_only:
+        _show_plan(plan_photos(index, paths or (), rules=rules, wait=wait), as_json=as_json)
+        return
+    with console.progress(quiet=quiet) as bars, stoppable() as stop:
+        run = index_photos(
+            index,
+            paths or (),
+            model=model,
+            device=device,
+            precision=precision,
+            rules=rules,
+            ann=AnnWishes(memory, factory, recall, rebuild),
+            in_place=in_place,
+            if_stale=if_stale,
+            wait=wait,
+            watch=_watch(bars),
+            stop=stop,
+        )
+    if as_json:
+        console.emit_json("index/1", run.to_json())
+    elif not quiet:
+        _show_run(run)
+    raise typer.Exit(_exit_code(run, strict=strict))
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Yield what says whether to stop: the first Ctrl-C or SIGTERM asks for it, the second one breaks off."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        console.say("stopping: finishing what was begun; press Ctrl-C again to break off")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _read_list(source: str, *, null: bool) -> frozenset[Path]:
+    """Read file names; they are relative to the current folder."""
+    from dinov2kit.errors import ImageError
+
+    try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read the list {source}: {error.strerror}") from error
+    names = content.split(b"\0" if null else b"\n")
+    stripped = [name if null else name.removesuffix(b"\r") for name in names]
+    return frozenset(Path.cwd() / os.fsdecode(name) for name in stripped if name)
+
+
+def _watch(bars: Progress) -> Callable[[str, int, int | None], None]:
+    """Return a callback that shows each stage of the work as a bar of its own."""
+    tasks: dict[str, int] = {}
+
+    def show(stage: str, done: int, total: int | None) -> None:
+        if stage not in tasks:
+            for task in tasks.values():
+                bars.stop_task(task)  # type: ignore[arg-type]
+            tasks[stage] = bars.add_task(stage, total=total, note="")
+        bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+
+    return show
+
+
+def _show_run(run: IndexRun) -> None:
+    report = run.report
+    if run.skipped:
+        console.say(f"the last run is young enough; {run.items:,} photos in {run.directory}")
+        return
+    for path, reason in report.unread:
+        console.warn(f"{path}: {reason}")
+    for path, reason in report.errors[:SHOWN_ERRORS]:
+        console.warn(f"{path}: {reason}")
+    if len(report.errors) > SHOWN_ERRORS:
+        console.warn(f"and {len(report.errors) - SHOWN_ERRORS:,} more; see dinokit info --errors")
+    counts = {
+        "new": report.new,
+        "changed": report.changed,
+        "moved": report.moved,
+        "unchanged": report.unchanged,
+        "removed": report.removed,
+        "gone but kept": report.kept,
+        "unreadable": len(report.errors),
+    }
+    said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing to do"
+    speed = f", {report.described / report.seconds:,.0f} images/s" if report.described else ""
+    console.say(f"{said} ({report.seconds:,.1f} s{speed})")
+    if heic := sum(count for suffix, count in report.unsupported.items() if suffix in HEIC):
+        console.say(f"{heic:,} HEIC files left out; to read them: pip install 'dinov2kit[heic]'")
+    faiss = f", {run.ann.factory} with recall@10 {run.ann.recall:.3f}" if run.ann else ""
+    console.say(f"{run.items:,} photos in {run.directory} ({run.model}{faiss})")
+    if report.interrupted:
+        console.say("stopped before the end; run the same command again to go on")
+
+
+def _show_plan(plan: UpdatePlan, *, as_json: bool) -> None:
+    if as_json:
+        facts = {**vars(plan), "index": str(plan.directory)}
+        del facts["directory"]
+        console.emit_json("index-plan/1", facts)
+        return
+    console.emit(f"index\t{plan.directory}")
+    console.emit(f"open\t{plan.open}\t{plan.bytes_to_read / 1e6:,.1f} MB to read")
+    console.emit(f"unchanged\t{plan.unchanged}")
+    console.emit(f"gone\t{plan.gone}")
+    if plan.bytes_to_write is not None:
+        console.emit(f"disk\t{plan.bytes_to_write / 1e6:,.1f} MB at most")
+    guess = f"{plan.seconds:,.0f} s at the speed of the last run" if plan.seconds else "unknown before a run"
+    console.emit(f"time\t{guess}")
+    for suffix, count in sorted(plan.unsupported.items()):
+        console.emit(f"other\t{count}\t{suffix}")
+
+
+def _exit_code(run: IndexRun, *, strict: bool) -> int:
+    report = run.report
+    if report.interrupted:
+        return console.INTERRUPTED
+    failed = len(report.errors)
+    return console.FAILURE if failed and (strict or failed > report.found / 2) else console.DONE
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command(rich_help_panel="Photos")(index)
