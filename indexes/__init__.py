@@ -5,7 +5,9 @@ Names load on first use: looking for a photo that the index knows needs no torch
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -100,9 +102,18 @@ __all__ = [
 ]
 
 
+class _Door(ModuleType):
+    """Keeps the import system from putting a module in the place of the function of the same name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Door
+
+
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'dinov2kit.indexes' has no attribute {name!r}")
-    found = getattr(import_module(f"dinov2kit.indexes.{_HOME[name]}"), name)
-    globals()[name] = found  # a module of the same name must not hide it
-    return found
+    return getattr(import_module(f"dinov2kit.indexes.{_HOME[name]}"), name)

@@ -16,7 +16,7 @@ import numpy as np
 from dinov2kit.errors import ArgumentError, StoreCorrupt, StoreError
 
 from .faiss_door import gpu_count, load_faiss
-from .generation import IDS, AnnFacts, Generation, read_facts
+from .generation import AnnFacts, Generation, read_facts
 from .layout import Layout, move_durably, sync_folder, write_durably
 from .plan import AnnPlan, default_memory, plan_ann
 from .records import Watch
@@ -113,7 +113,7 @@ def _present(folder: Path | None) -> AnnFacts | None:
     try:
         return read_facts(folder)
     except (OSError, ValueError, TypeError) as error:
-        logger.warning("the faiss index %s is built anew: %s", folder.name, error)
+        logger.warning("the faiss index %s cannot be used: %s", folder.name, error)
         return None
 
 
@@ -128,10 +128,11 @@ def _differs(present: AnnFacts, snapshot: Snapshot, memory: int | None, factory:
 
 
 def _lags(folder: Path, snapshot: Snapshot) -> bool:
-    """Say whether too many items are missing from the faiss index, or dead in it."""
+    """Say whether too many items are missing from the faiss index, or dead in it, or it is damaged."""
     try:
-        known = np.load(folder / IDS, allow_pickle=False)
-    except (OSError, ValueError):
+        known = Generation.open(folder).ids
+    except StoreCorrupt as error:
+        logger.warning("%s; it is built anew", error.message)
         return True
     lag = len(np.setxor1d(known, snapshot.ids, assume_unique=True))
     return lag > max(TAIL_ROWS, TAIL_SHARE * len(snapshot))

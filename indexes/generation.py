@@ -106,7 +106,7 @@ class Generation:
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             raise StoreCorrupt(
                 f"the faiss index {folder.name} cannot be used: {error}",
-                hint="build it anew with: dinokit index --rebuild",
+                hint="the next run of dinokit index builds it anew",
             ) from error
         return cls(index, ids, nprobe=facts.nprobe, rerank=facts.rerank)
 

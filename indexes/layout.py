@@ -162,8 +162,10 @@ def read_card(layout: Layout) -> Card:
             written_by=str(facts["written_by"]),
         )
     except (FileNotFoundError, NotADirectoryError) as error:
+        hint = "make it again from the descriptors with: dinokit repair"
         raise StoreMissing(
-            f"there is no index in {layout.directory}", hint="make one with: dinokit index PHOTOS"
+            f"there is no index in {layout.directory}",
+            hint=hint if layout.shards() else "make one with: dinokit index PHOTOS",
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise StoreCorrupt(

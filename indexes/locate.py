@@ -131,7 +131,7 @@ def _from_environment() -> Path | None:
 
 def _existing(directory: Path) -> Path:
     directory = directory.expanduser().absolute()
-    if not _is_index(directory):
+    if not _is_index(directory) and not Layout(directory).shards():  # without its card it can be repaired
         raise StoreMissing(
             f"there is no index in {directory}",
             hint="make one with: dinokit index PHOTOS -i " + str(directory),

@@ -55,7 +55,7 @@ def merge(
 
 def rescore(
     queries: Queries,
-    ids: FoundIds,
+    ids: Int64[np.ndarray, "m candidates"],
     read: Callable[[Int64[np.ndarray, " c"]], Float16[np.ndarray, "c dim"]],
     k: int,
 ) -> tuple[FoundIds, FoundScores]:

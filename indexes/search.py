@@ -134,11 +134,12 @@ class Searcher:
                 f"the query has {queries.shape[1]} numbers, the index {self.snapshot.dim} per photo",
                 hint="describe the query with the model of the index",
             )
-        unit = queries.astype(np.float32)
+        unit: Queries = queries.astype(np.float32)
         lengths = np.linalg.norm(unit, axis=1, keepdims=True)
         if not (np.isfinite(lengths).all() and (lengths > 0).all()):
             raise ArgumentError("a query is not finite, or zero")
-        return unit / lengths
+        unit /= lengths
+        return unit
 
 
 class _Rows:

@@ -95,7 +95,7 @@ def _name(relpath: bytes) -> bytes:
 
 
 def _ext(relpath: bytes) -> bytes:
-    """Return what follows the last dot, in lower case; a dot at the beginning hides a file and ends nothing."""
+    """Return what follows the last dot, in lower case; a dot at the beginning only hides a file."""
     stem, _, ending = _name(relpath).rpartition(b".")
     return ending.lower() if stem else b""
 

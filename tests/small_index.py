@@ -1,4 +1,4 @@
-"""Small indexes for tests: known descriptors, known files, no encoder, no pictures; and what may befall them."""
+"""Small indexes for tests: known descriptors, no encoder, no pictures; and what may befall them."""
 
 import hashlib
 import json
@@ -110,7 +110,7 @@ def flip_bit(path: Path, dataset: str = "emb", *, at: float = 0.5) -> None:
 
 
 def make_damageable(directory: Path) -> Layout:
-    """Make an index of four shards, 3.jpg changed in the last one; beside it lie another index and a backup."""
+    """Make an index of six shards, 3.jpg changed in the fourth; beside it lie another index and a backup."""
     make_index(directory.with_name("other"), 15, per_shard=5)
     layout = Layout(make_index(directory, 15, per_shard=5))
     shutil.copy(layout.manifest, directory.with_name("backup.sqlite"))

@@ -21,7 +21,7 @@ STRANGE = b"sub/\xff\xfe \n\"'.jpg"
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Twenty photos in three shards, 4 and 9 removed, one with a name that is no text; blocks of seven rows."""
+    """Items 1 to 21 but 4 and 9, the last with a name that is no text; exported seven rows at a time."""
     monkeypatch.setattr(export, "_ROWS", 7)
     path = make_index(tmp_path / "ix", 20, per_shard=8)
     with Store.open(path) as store:

@@ -6,11 +6,25 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_index import (
-    DAMAGES, MODEL, ROOT, Shot, content, contents, direction, expected, flip_bit, make_damageable, make_index,
-    put, remove, sql, stat, stored,
+    DAMAGES,
+    MODEL,
+    ROOT,
+    Shot,
+    content,
+    contents,
+    direction,
+    expected,
+    flip_bit,
+    make_damageable,
+    make_index,
+    put,
+    remove,
+    sql,
+    stat,
+    stored,
 )  # fmt: skip
 
 from dinov2kit import StoreCorrupt, StoreLocked, StoreMissing, StoreTooNew
@@ -38,7 +52,7 @@ def lose_manifest(layout: Layout) -> None:
 def test_repair_brings_back_what_the_sound_shards_hold_and_verify_agrees(tmp_path, kind):
     damage, layout = DAMAGES[kind], make_damageable(tmp_path / "ix")
     before, all_photos = contents(layout.directory), photos(layout.directory)
-    in_shard_2 = {item for item in range(6, 11)} if damage.lost or "descriptors" in kind else set()
+    in_shard_2 = set(range(6, 11)) if damage.lost or "descriptors" in kind else set()
     damage.befall(layout)
     done = repair(layout.directory)
     left = {path: facts for path, facts in before.items() if facts[0] not in in_shard_2}
@@ -174,6 +188,7 @@ def test_merged_shard_that_is_damaged_falls_back_on_those_it_replaced(tmp_path):
 @given(
     st.lists(st.sampled_from(["put", "change", "remove newest", "merge", "late"]), max_size=12), st.booleans()
 )
+@example(life=["remove newest", "merge", "late"], torn=False)
 def test_ids_are_never_used_again(tmp_path_factory, life, torn):
     """Whatever was removed, merged away or damaged last: a reader may still know the id."""
     directory = make_index(tmp_path_factory.mktemp("life") / "ix", 6, per_shard=3, shard_rows=3)

@@ -10,8 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_index import MODEL, ROOT, Shot, content, contents, direction, expected, flip_bit, make_index
-from small_index import put, remove, stat, stored
+from small_index import (
+    MODEL,
+    ROOT,
+    Shot,
+    content,
+    contents,
+    direction,
+    expected,
+    flip_bit,
+    make_index,
+    put,
+    remove,
+    stat,
+    stored,
+)
 
 from dinov2kit import ArgumentError, StoreCorrupt, StoreError
 from dinov2kit.indexes.layout import Layout
@@ -111,7 +124,7 @@ def test_empty_index_has_nothing_and_says_so(tmp_path):
     with Snapshot.open(tmp_path / "ix") as snapshot:
         assert (len(snapshot), snapshot.dim, list(snapshot.blocks())) == (0, MODEL.dim, [])
         assert snapshot.where("id > 0").tolist() == []
-        with pytest.raises(ArgumentError, match="no item 1$"):
+        with pytest.raises(ArgumentError, match=r"no item 1$"):
             snapshot.descriptors(np.array([1]))
 
 
@@ -195,7 +208,7 @@ def test_failed_opening_keeps_no_file_open(tmp_path):
     try:
         Snapshot.open(tmp_path / "ix")
     except StoreCorrupt:  # while the error is looked at, its frames are alive
-        ours = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        ours = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
         assert not [name for name in ours if "manifest.sqlite" in name]
 
 
@@ -246,11 +259,8 @@ def test_read_only_copy_of_a_killed_writer_shows_its_last_commit(public):
     with read_only(public / "copy"):
         assert contents(public / "copy") == expected(1, 2, 3, 4)
     (public / "copy" / "manifest.sqlite-shm").unlink()
-    with read_only(public / "copy"):
-        try:
-            assert contents(public / "copy") == expected(1, 2, 3, 4)
-        except StoreCorrupt as error:
-            assert "cannot be used" in error.message
+    with read_only(public / "copy"), pytest.raises(StoreCorrupt, match="unable to open"):
+        Snapshot.open(public / "copy")
 
 
 def test_damaged_shard_is_named_at_the_opening(tmp_path):

@@ -1,4 +1,4 @@
-"""Random lives of an index against a plain dictionary: what a reader sees is the dictionary, to the last byte."""
+"""Random lives of an index against a dictionary: readers see the dictionary, to the last byte."""
 
 import os
 import shutil

@@ -1,6 +1,7 @@
 """Fewer, fuller shards: the same photos as before, whatever happens in between; readers lose nothing."""
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_groups_are_neighbours_that_fit_one_shard(pairs, full):
     assert [use for group in groups for use in group] == shards  # nothing lost, order kept
     for group in groups:
         assert len(group) == 1 or sum(use.live for use in group) <= full
-    for one, next_one in zip(groups, groups[1:], strict=False):
+    for one, next_one in pairwise(groups):
         assert sum(use.live for use in one) + next_one[0].live > full  # as few as neighbours allow
 
 

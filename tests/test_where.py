@@ -141,7 +141,7 @@ def test_expression_selects_what_python_selects(directory, expression):
 
 def test_each_allowed_function_has_a_case():
     called = {name for expression in CASES for name in re.findall(r"(\w+)\(", expression)}
-    assert where._FUNCTIONS <= called
+    assert called >= where._FUNCTIONS
 
 
 def test_name_and_extension_of_any_bytes(tmp_path):
@@ -180,13 +180,16 @@ ATTACKS = [
     "id IN (WITH photos(id) AS (SELECT rootpage FROM sqlite_master) SELECT id FROM photos)",
     "EXISTS (SELECT 1 FROM (SELECT sql FROM sqlite_master) AS photos)",
     f"id IN ({ENDLESS})", f"EXISTS ({ENDLESS})", f"1) UNION SELECT * FROM ({ENDLESS}) WHERE (1",
-    "load_extension('/tmp/x.so')", "writefile('/tmp/x', 'y')", "readfile('/etc/passwd')", "randomblob(1000000000)",
+    "load_extension('/tmp/x.so')", "writefile('/tmp/x', 'y')", "readfile('/etc/passwd')",
+    "randomblob(1000000000)",
     "zeroblob(1000000000)", "printf('%1000000000d', 1)", "hex(path)", "random() > 0", "sqlite_version() > ''",
     "count(*) > 0", "group_concat(path) > ''", "fts3_tokenizer('x')", "edit(path)", "last_insert_rowid()",
     "row_number() OVER () = 1", "relpath = ''", "root_id = 1", "files.hash IS NOT NULL", "main.files.id = 1",
-    "no_such_column = 1", "file_name(path) = ''", "file_ext(path) = ''", "id = ?", "id = :name", "id = $x", "id = @x", "", "  \n", ")", "(",
+    "no_such_column = 1", "file_name(path) = ''", "file_ext(path) = ''",
+    "id = ?", "id = :name", "id = $x", "id = @x", "", "  \n", ")", "(",
     "1) --", "1 /*", "'", "SELECT 1", "1) LIMIT (1", "1) ORDER BY (1", "id MATCH 'x'",
-    "id = 1\0 OR 1", "\0", "path REGEXP '.*'", "\udcff", "id = 1" + " AND 1" * 5000, "(" * 5000 + "1" + ")" * 5000,
+    "id = 1\0 OR 1", "\0", "path REGEXP '.*'", "\udcff", "id = 1" + " AND 1" * 5000,
+    "(" * 5000 + "1" + ")" * 5000,
 ]  # fmt: skip
 
 
