@@ -83,7 +83,8 @@ def describe(
         encoder: makes the descriptors.
         paths: the files; consumed a bounded distance ahead.
         workers: decoding processes; 0 decodes in this process.
-        batch_size: images per call of the encoder; 0 takes what suits it; halved when the device runs out of memory.
+        batch_size: images per call of the encoder, 0 for what suits it; halved when the device runs out of
+            memory.
         timeout: seconds that one file may take to decode in a worker.
         max_pixels: larger images are refused before they are decoded.
 

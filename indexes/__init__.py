@@ -5,9 +5,7 @@ Names load on first use: looking for a photo that the index knows needs no torch
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,17 +18,17 @@ if TYPE_CHECKING:
     from .photos import AnnWishes, IndexRun, UpdatePlan, index_photos, plan_photos
     from .plan import AnnPlan, plan_ann
     from .query import Question
-    from .repair import Repair, repair
+    from .repairing import Repair, repair
     from .snapshot import Photo, Snapshot
     from .update import UpdateReport, UpdateRules
     from .upkeep import Compaction, compact
-    from .verify import Check, Verification, verify
+    from .verifying import Check, Verification, verify
     from .walk import WalkRules
 
 _HOME = {  # public name -> module
     "AnnPlan": "plan",
     "AnnWishes": "photos",
-    "Check": "verify",
+    "Check": "verifying",
     "Compaction": "upkeep",
     "Facts": "facts",
     "FileError": "facts",
@@ -39,12 +37,12 @@ _HOME = {  # public name -> module
     "IndexRun": "photos",
     "Photo": "snapshot",
     "Question": "query",
-    "Repair": "repair",
+    "Repair": "repairing",
     "Snapshot": "snapshot",
     "UpdatePlan": "photos",
     "UpdateReport": "update",
     "UpdateRules": "update",
-    "Verification": "verify",
+    "Verification": "verifying",
     "WalkRules": "walk",
     "compact": "upkeep",
     "export_npy": "export",
@@ -57,9 +55,9 @@ _HOME = {  # public name -> module
     "plan_photos": "photos",
     "query_name": "gallery",
     "read_facts": "facts",
-    "repair": "repair",
+    "repair": "repairing",
     "thumbnail": "gallery",
-    "verify": "verify",
+    "verify": "verifying",
     "write_montage": "gallery",
     "write_page": "gallery",
 }
@@ -100,17 +98,6 @@ __all__ = [
     "write_montage",
     "write_page",
 ]
-
-
-class _Door(ModuleType):
-    """Keeps the import system from putting a module in the place of the function of the same name."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Door
 
 
 def __getattr__(name: str) -> object:

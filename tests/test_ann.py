@@ -16,7 +16,7 @@ from dinov2kit.indexes.layout import Layout
 from dinov2kit.indexes.search import Searcher
 from dinov2kit.indexes.snapshot import Snapshot
 from dinov2kit.indexes.store import Store
-from dinov2kit.indexes.verify import verify
+from dinov2kit.indexes.verifying import verify
 
 DIM, N = 32, 3000
 SMALL = 100_000  # bytes: too little for exact search or fp16 codes of N rows

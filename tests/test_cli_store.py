@@ -311,10 +311,10 @@ def test_index_of_the_environment_is_used_and_looking_changes_nothing(directory)
 
 @pytest.mark.parametrize(
     "first",
-    ["import repair", "import Check", "import Index", ".verify import verify", ".repair import repair"],
+    ["import repair", "import Check", "import Index", ".verifying import verify", ".repairing import repair"],
 )
 def test_verbs_are_functions_whatever_was_imported_before(first):
-    """The modules `verify` and `repair` must not stand in the way of the functions `verify` and `repair`."""
+    """No module of the room may stand in the way of a function of the same name."""
     package, what = first.split("import")
     code = f"from dinov2kit.indexes{package.strip()} import {what}\n"
     code += (

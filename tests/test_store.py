@@ -24,7 +24,7 @@ from dinov2kit.indexes.shards import Shard
 from dinov2kit.indexes.snapshot import Snapshot
 from dinov2kit.indexes.store import Store
 from dinov2kit.indexes.upkeep import compact, merge_small
-from dinov2kit.indexes.verify import verify
+from dinov2kit.indexes.verifying import verify
 
 NAMES = [b"a.jpg", b"b.jpg", b"sub/c.jpg", b"\xff\xfe.jpg", b"d e.jpg", b"sub/deep/f.jpg"]
 

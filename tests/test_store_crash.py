@@ -19,11 +19,11 @@ from small_index import ROOT, content, make_index, put, stored
 
 from dinov2kit import StoreLocked
 from dinov2kit.indexes.layout import Layout
-from dinov2kit.indexes.repair import repair
+from dinov2kit.indexes.repairing import repair
 from dinov2kit.indexes.snapshot import Snapshot
 from dinov2kit.indexes.store import Store
 from dinov2kit.indexes.upkeep import compact
-from dinov2kit.indexes.verify import verify
+from dinov2kit.indexes.verifying import verify
 
 ENVIRON = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 

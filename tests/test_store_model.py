@@ -16,7 +16,7 @@ from dinov2kit.indexes.records import FileStat
 from dinov2kit.indexes.snapshot import Photo, Snapshot
 from dinov2kit.indexes.store import Store
 from dinov2kit.indexes.upkeep import compact, merge_small
-from dinov2kit.indexes.verify import verify
+from dinov2kit.indexes.verifying import verify
 
 PLACES = [
     (Path(root), name)

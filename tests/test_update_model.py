@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from PIL import Image
 
 from dinov2kit.indexes import Snapshot, UpdateRules, index_photos, list_errors
-from dinov2kit.indexes.verify import verify
+from dinov2kit.indexes.verifying import verify
 
 
 def content(directory: Path) -> dict[Path, np.ndarray]:
@@ -86,4 +86,4 @@ class PhotosAgainstFolder(RuleBasedStateMachine):
 
 
 TestPhotosAgainstFolder = PhotosAgainstFolder.TestCase
-TestPhotosAgainstFolder.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+TestPhotosAgainstFolder.settings = settings(max_examples=30, stateful_step_count=15, deadline=None)

@@ -17,7 +17,7 @@ from dinov2kit.indexes.shards import Shard
 from dinov2kit.indexes.snapshot import Snapshot
 from dinov2kit.indexes.store import Store
 from dinov2kit.indexes.upkeep import DEAD_SHARE, Compaction, _groups, _Use, compact, merge_small
-from dinov2kit.indexes.verify import verify
+from dinov2kit.indexes.verifying import verify
 
 
 def uses(directory: Path) -> list[tuple[int, int, int]]:

@@ -29,12 +29,12 @@ from small_index import (
 
 from dinov2kit import StoreCorrupt, StoreLocked, StoreMissing, StoreTooNew
 from dinov2kit.indexes.layout import Layout, read_card
-from dinov2kit.indexes.repair import repair
+from dinov2kit.indexes.repairing import repair
 from dinov2kit.indexes.shards import Shard
 from dinov2kit.indexes.snapshot import Photo, Snapshot
 from dinov2kit.indexes.store import Store
 from dinov2kit.indexes.upkeep import compact, merge_small
-from dinov2kit.indexes.verify import verify
+from dinov2kit.indexes.verifying import verify
 
 
 def photos(directory: Path) -> list[Photo]:

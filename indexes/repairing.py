@@ -26,7 +26,7 @@ from .lock import WriterLock
 from .manifest import create_manifest, meta, open_for_writing, place, set_meta, signed
 from .records import Row
 from .shards import Shard
-from .verify import bad_values, check_files, check_ids, rows_agree
+from .verifying import bad_values, check_files, check_ids, rows_agree
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from dinov2kit.indexes.layout import Layout
 from dinov2kit.indexes.snapshot import Snapshot
 from dinov2kit.indexes.store import Store
 from dinov2kit.indexes.upkeep import compact
-from dinov2kit.indexes.verify import Verification, verify
+from dinov2kit.indexes.verifying import Verification, verify
 
 NAMES = ["manifest", "folder", "shards", "ids", "files", "rows", "descriptors", "faiss"]
 
