@@ -91,7 +91,7 @@ def main() -> None:
         print(f"without a kill: {len(truth):,} photos in {seconds:.0f} s")
         killed, before = Path(name) / "killed", {}
         for kill in range(options.kills):
-            index(photos, killed, wait=dice.uniform(2.0, 2.0 + 2 * seconds / options.kills))
+            index(photos, killed, wait=dice.uniform(1.0, 4.0 + 3 * seconds / options.kills))
             now = content(killed)
             lost = [path for path in before if now.get(path) != before[path]]
             wrong = [path for path in now if now[path] != truth[path]]

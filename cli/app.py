@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from dinov2kit.errors import KitError
 
-from . import completion, console, embed, index, match, models, search, store
+from . import completion, console, embed, index, match, models, options, search, store
 
 
 class KitGroup(TyperGroup):
@@ -53,7 +53,7 @@ def _version(asked: bool) -> bool:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, options.flag("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Find, compare and match images with DINOv2 features. Runs on your machine; nothing is uploaded."""

@@ -17,13 +17,13 @@ def embed(
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
     patches: Annotated[
-        bool, typer.Option("--patches", help="Local descriptors and their grids too (.h5).")
+        bool, options.flag("--patches", help="Local descriptors and their grids too (.h5).")
     ] = False,
     size: Annotated[int, typer.Option(metavar="PX", help="Longer side for local descriptors.")] = 518,
     batch: options.BatchOption = 0,
     workers: options.WorkersOption = -1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when an image cannot be read.")] = False,
+    overwrite: Annotated[bool, options.flag("--overwrite", help="Replace an existing file.")] = False,
+    strict: Annotated[bool, options.flag("--strict", help="Exit 1 when an image cannot be read.")] = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:

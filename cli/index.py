@@ -35,11 +35,11 @@ class Prune(StrEnum):
 
 def index(
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Folders; none: those of the index.")
+        list[Path] | None, typer.Argument(metavar="PATH", help="Folders; none: those of the index.")
     ] = None,
     index: options.IndexOption = None,
     in_place: Annotated[
-        bool, typer.Option("--in-place", help="Put a new index into the folder, as .dinokit.")
+        bool, options.flag("--in-place", help="Put a new index into the folder, as .dinokit.")
     ] = False,
     model: options.ModelOption = "auto",
     device: options.DeviceOption = "auto",
@@ -56,12 +56,12 @@ def index(
         str | None,
         typer.Option("--list", metavar="FILE|-", help="Only the files named here, one per line; - is stdin."),
     ] = None,
-    null: Annotated[bool, typer.Option("--null", "-0", help="Names in --list end with a NUL byte.")] = False,
+    null: Annotated[bool, options.flag("--null", "-0", help="Names in --list end with a NUL byte.")] = False,
     follow_symlinks: Annotated[
-        bool, typer.Option("--follow-symlinks", help="Enter folders behind symbolic links.")
+        bool, options.flag("--follow-symlinks", help="Enter folders behind symbolic links.")
     ] = False,
     one_file_system: Annotated[
-        bool, typer.Option("--one-file-system", help="Do not enter other disks.")
+        bool, options.flag("--one-file-system", help="Do not enter other disks.")
     ] = False,
     min_size: Annotated[
         int, typer.Option(metavar="SIZE", parser=options.parse_bytes, help="Leave smaller files out.")
@@ -71,10 +71,10 @@ def index(
     ] = 0.0,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time for one file.")] = 30.0,
     verify_hash: Annotated[
-        bool, typer.Option("--verify-hash", help="Compare contents, not only size and time.")
+        bool, options.flag("--verify-hash", help="Compare contents, not only size and time.")
     ] = False,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Try again what could not be read before.")
+        bool, options.flag("--retry-errors", help="Try again what could not be read before.")
     ] = False,
     prune: Annotated[
         Prune,
@@ -101,12 +101,12 @@ def index(
     recall: Annotated[
         float, typer.Option(metavar="SHARE", min=0.1, max=1.0, help="recall@10 that faiss is tuned to.")
     ] = 0.95,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build the faiss index anew.")] = False,
+    rebuild: Annotated[bool, options.flag("--rebuild", help="Build the faiss index anew.")] = False,
     plan_only: Annotated[
-        bool, typer.Option("--plan-only", help="Say what would be done, and change nothing.")
+        bool, options.flag("--plan-only", help="Say what would be done, and change nothing.")
     ] = False,
     wait: Annotated[float, typer.Option(metavar="SECONDS", help="Wait for another writer.")] = 0.0,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when a file cannot be read.")] = False,
+    strict: Annotated[bool, options.flag("--strict", help="Exit 1 when a file cannot be read.")] = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:

@@ -18,7 +18,7 @@ def match(
         typer.Option(metavar="FILE|X,Y;X,Y", help="Carry these points of A over (.csv: x,y[,name]; .json)."),
     ] = None,
     num: Annotated[int, typer.Option(metavar="N", help="Keypoints to choose when none are given.")] = 50,
-    mutual: Annotated[bool, typer.Option("--mutual", help="Keep only nearest neighbours both ways.")] = False,
+    mutual: Annotated[bool, options.flag("--mutual", help="Keep only nearest neighbours both ways.")] = False,
     max_cycle: Annotated[
         float, typer.Option(metavar="PATCHES", help="Largest error of the way back that is kept.")
     ] = 1.0,
@@ -27,9 +27,9 @@ def match(
         typer.Option("--out", "-o", metavar="FILE", help="Write .json or .csv; - is JSON on stdout."),
     ] = None,
     draw: Annotated[Path, typer.Option(metavar="FILE", help="Picture of the matches.")] = Path("matches.png"),
-    no_draw: Annotated[bool, typer.Option("--no-draw", help="No picture.")] = False,
+    no_draw: Annotated[bool, options.flag("--no-draw", help="No picture.")] = False,
     draw_num: Annotated[int, typer.Option(metavar="N", min=0, help="Matches in the picture.")] = 15,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    overwrite: Annotated[bool, options.flag("--overwrite", help="Replace existing files.")] = False,
     model: options.ModelOption = "auto",
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",

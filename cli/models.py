@@ -111,7 +111,7 @@ def convert(
     to: Annotated[
         Format, typer.Option(help="released: .pth; safetensors: with its shape; hf: for transformers.")
     ],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[bool, options.flag("--overwrite", help="Replace what is there.")] = False,
     quiet: options.QuietOption = False,
 ) -> None:
     """Write weights in another format.

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def flag(*names: str, help: str, **settings: Any) -> Any:
+    """Return an option that is given or not; its help shows no type."""
+    return typer.Option(*names, metavar="", help=help, **settings)
+
 
 IndexOption = Annotated[
     Path | None,
@@ -32,8 +38,8 @@ BatchOption = Annotated[int, typer.Option("--batch", metavar="N", help="Images p
 WorkersOption = Annotated[
     int, typer.Option("--workers", metavar="N", help="Decoding processes; -1 chooses, 0 is none.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary on stderr.")]
+JsonOption = Annotated[bool, flag("--json", help="Print one JSON document on stdout.")]
+QuietOption = Annotated[bool, flag("--quiet", "-q", help="No progress and no summary on stderr.")]
 
 
 def parse_bytes(text: str) -> int:

@@ -30,7 +30,7 @@ def search(
     index: options.IndexOption = None,
     k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="How many photos.")] = 10,
     each: Annotated[
-        bool, typer.Option("--each", help="Answer each query on its own, not their mean (--jsonl).")
+        bool, options.flag("--each", help="Answer each query on its own, not their mean (--jsonl).")
     ] = False,
     where: Annotated[
         str | None,
@@ -39,17 +39,17 @@ def search(
     min_score: Annotated[
         float | None, typer.Option(metavar="SCORE", help="Leave out lower scores (-1 to 1).")
     ] = None,
-    unique: Annotated[bool, typer.Option("--unique", help="Of near-duplicates only the best.")] = False,
+    unique: Annotated[bool, options.flag("--unique", help="Of near-duplicates only the best.")] = False,
     exclude_self: Annotated[
         bool,
-        typer.Option("--exclude-self/--include-self", help="Leave out the query itself when it is indexed."),
+        options.flag("--exclude-self/--include-self", help="Leave out the query itself when it is indexed."),
     ] = True,
-    existing: Annotated[bool, typer.Option("--existing", help="Leave out files that are gone.")] = False,
+    existing: Annotated[bool, options.flag("--existing", help="Leave out files that are gone.")] = False,
     region: Annotated[
         str | None,
         typer.Option(metavar="X,Y,W,H", help="Only this part of the query, in pixels or as shares below 1."),
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare every photo.")] = False,
+    exact: Annotated[bool, options.flag("--exact", help="Compare every photo.")] = False,
     nprobe: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Clusters that faiss looks at.")
     ] = None,
@@ -62,11 +62,11 @@ def search(
     show: Annotated[
         str, typer.Option("--preview", metavar="|".join(preview.CHOICES), help="Pictures in the terminal.")
     ] = "auto",
-    paths_only: Annotated[bool, typer.Option("--paths", "-f", help="Print only the paths.")] = False,
+    paths_only: Annotated[bool, options.flag("--paths", "-f", help="Print only the paths.")] = False,
     null: Annotated[
-        bool, typer.Option("--print0", "-0", help="Print only the paths, each ended by a NUL byte.")
+        bool, options.flag("--print0", "-0", help="Print only the paths, each ended by a NUL byte.")
     ] = False,
-    jsonl: Annotated[bool, typer.Option("--jsonl", help="Print one JSON object per hit or query.")] = False,
+    jsonl: Annotated[bool, options.flag("--jsonl", help="Print one JSON object per hit or query.")] = False,
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="PATH", help="Where the weights of the index are.")
     ] = None,

@@ -34,7 +34,7 @@ class Precision(StrEnum):
 
 def info(
     index: options.IndexOption = None,
-    errors: Annotated[bool, typer.Option("--errors", help="List the files that could not be read.")] = False,
+    errors: Annotated[bool, options.flag("--errors", help="List the files that could not be read.")] = False,
     as_json: options.JsonOption = False,
 ) -> None:
     """Show what an index is and holds: model, folders, counts, size, the last run.
@@ -59,7 +59,7 @@ def info(
 
 def verify(
     index: options.IndexOption = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare checksums.")] = False,
+    deep: Annotated[bool, options.flag("--deep", help="Read every byte and compare checksums.")] = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
@@ -148,7 +148,7 @@ def export(
     precision: Annotated[
         Precision, typer.Option(metavar="fp16|fp32", help="Numbers; the index holds fp16.")
     ] = Precision.fp16,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    overwrite: Annotated[bool, options.flag("--overwrite", help="Replace existing files.")] = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:

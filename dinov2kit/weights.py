@@ -103,15 +103,15 @@ def load_model(
 
     Args:
         name_or_path: a weight file or a folder in Hugging Face layout; "untrained:ARCHITECTURE" or
-            "untrained:ARCHITECTURE:SEED" for random weights; a name that `find_model` knows; or "auto": the
-            smallest released model.
+            "untrained:ARCHITECTURE:SEED" for random weights; a name that `find_model` knows; or "auto":
+            what `$DINOKIT_MODEL` says, else the smallest released model.
         progress: as for `pull_model`.
         base_url: as for `pull_model`.
 
     Raises:
         WeightsError: the model is unknown, cannot be had, or its file is damaged.
     """
-    name = str(name_or_path)
+    name = _meant(name_or_path)
     if name == "auto":
         return _load_default(progress, base_url)
     if name.startswith(_UNTRAINED):
@@ -132,7 +132,8 @@ def describe_model(name_or_path: str | Path) -> ModelFacts:
     Raises:
         WeightsError: the model is unknown, or its file is damaged.
     """
-    name = DEFAULT_MODEL if str(name_or_path) == "auto" else str(name_or_path)
+    meant = _meant(name_or_path)
+    name = DEFAULT_MODEL if meant == "auto" else meant
     found = None if name.startswith(_UNTRAINED) else _locate(name)
     url = found.url() if isinstance(found, ModelSpec) else None
     if isinstance(found, ModelSpec) and cached_file(found) is None:
@@ -186,6 +187,12 @@ def convert_model(
     model = load_model(name_or_path, progress=progress)
     write_checkpoint(model.vit.state_dict(), model.vit.config, out, format=to)
     return model
+
+
+def _meant(name_or_path: str | Path) -> str:
+    """Return the name or path, or what the environment says instead of "auto"."""
+    name = str(name_or_path)
+    return os.environ.get("DINOKIT_MODEL") or name if name == "auto" else name
 
 
 def _locate(name: str) -> Path | ModelSpec:

@@ -113,8 +113,8 @@ class UpdatePlan:
 
 
 def index_photos(
-    directory: Path | None,
-    folders: Sequence[Path] = (),
+    directory: Path | str | None,
+    folders: Sequence[Path | str] = (),
     *,
     model: str = "auto",
     encoder: GlobalEncoder | None = None,
@@ -157,8 +157,9 @@ def index_photos(
     rules, ann = rules or UpdateRules(), ann or AnnWishes()
     watch, stop = watch or (lambda *_: None), stop or (lambda: False)
     load_faiss()
-    whole = check_folders(list(folders))
-    directory = place_index(whole, directory, in_place=in_place) if whole else find_index(directory)
+    whole = check_folders([Path(folder) for folder in folders])
+    named = None if directory is None else Path(directory)
+    directory = place_index(whole, named, in_place=in_place) if whole else find_index(named)
     if Layout(directory).card.exists():
         card = read_card(Layout(directory))
         load = _encoder_loader(card, model, encoder, device, precision)
@@ -192,8 +193,8 @@ def index_photos(
 
 
 def plan_photos(
-    directory: Path | None,
-    folders: Sequence[Path] = (),
+    directory: Path | str | None,
+    folders: Sequence[Path | str] = (),
     *,
     rules: UpdateRules | None = None,
     wait: float = 0.0,
@@ -203,8 +204,9 @@ def plan_photos(
     Args and errors as there.
     """
     rules = rules or UpdateRules()
-    whole = check_folders(list(folders))
-    directory = place_index(whole, directory) if whole else find_index(directory)
+    whole = check_folders([Path(folder) for folder in folders])
+    named = None if directory is None else Path(directory)
+    directory = place_index(whole, named) if whole else find_index(named)
     if not Layout(directory).card.exists():
         _check_images(whole, rules.walk)
         walks = [Walk(folder, rules.walk) for folder in whole]

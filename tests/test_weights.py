@@ -243,3 +243,10 @@ def test_conversion_never_replaces_what_it_was_not_told_to() -> None:
 def test_a_place_that_does_not_fit_is_refused(out: str, to: str, said: str) -> None:
     with pytest.raises(ArgumentError, match=said):
         convert_model("untrained:vits14", Path(out), to=to)
+
+
+def test_auto_is_what_the_environment_says(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DINOKIT_MODEL", "untrained:vitt14:7")
+    assert load_model("auto").name == describe_model("auto").name == "untrained:vitt14:7"
+    assert load_model("auto").weights_sha256 == load_model("untrained:vitt14:7").weights_sha256
+    assert load_model("untrained:vitt14").name == "untrained:vitt14"
