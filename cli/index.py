@@ -196,15 +196,17 @@ def _read_list(source: str, *, null: bool) -> frozenset[Path]:
 
 
 def _watch(bars: Progress) -> Callable[[str, int, int | None], None]:
-    """Return a callback that shows each stage of the work as a bar of its own."""
-    tasks: dict[str, int] = {}
+    """Return a callback that shows the stage of the work, how far it is and how fast it goes."""
+    task = bars.add_task("Starting", total=None, note="")
+    stages = ["Starting"]
 
     def show(stage: str, done: int, total: int | None) -> None:
-        if stage not in tasks:
-            for task in tasks.values():
-                bars.stop_task(task)  # type: ignore[arg-type]
-            tasks[stage] = bars.add_task(stage, total=total, note="")
-        bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+        if stage != stages[-1]:
+            stages.append(stage)
+            bars.reset(task, description=stage, total=total)
+        speed = bars.tasks[0].speed
+        note = f"{speed:,.0f}/s" if speed and total else ""
+        bars.update(task, completed=done, total=total, note=note)
 
     return show
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dinov2kit import __version__
-from dinov2kit.errors import StoreCorrupt, StoreMismatch, StoreMissing, StoreTooNew
+from dinov2kit.errors import StoreCorrupt, StoreError, StoreMismatch, StoreMissing, StoreTooNew
 from dinov2kit.identity import ModelIdentity
 
 SCHEMA = 1
@@ -117,6 +117,34 @@ class Card:
     model: ModelIdentity
     shard_rows: int
     written_by: str
+
+
+def make_folders(layout: Layout) -> None:
+    """Make the folders of a new index.
+
+    Raises:
+        StoreError: there is an index already, or the folder holds other things or cannot be written.
+    """
+    directory = layout.directory
+    ours = {layout.manifest.name, "features", "ann", "tmp", "lock", "lock.json"}
+    strangers = []
+    if directory.is_dir():
+        strangers = [path for path in directory.iterdir() if path.name.split("-")[0] not in ours]
+    if layout.card.exists():
+        raise StoreError(f"there is an index in {directory} already", hint="use it, or name another folder")
+    if strangers:
+        raise StoreError(
+            f"{directory} is no index and not empty: it has {strangers[0].name}",
+            hint="name a folder that is empty or does not exist",
+        )
+    try:
+        for folder in (layout.features, layout.ann, layout.tmp):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot make an index in {directory}: {error.strerror or error}",
+            hint="name a folder that can be written with -i DIR",
+        ) from error
 
 
 def new_card(model: ModelIdentity, *, shard_rows: int = SHARD_ROWS) -> Card:

@@ -24,7 +24,7 @@ from jaxtyping import Float16
 from dinov2kit.errors import ArgumentError, StoreError
 from dinov2kit.identity import ModelIdentity
 
-from .layout import SHARD_ROWS, Card, Layout, new_card, read_card, write_card
+from .layout import SHARD_ROWS, Card, Layout, make_folders, new_card, read_card, write_card
 from .lock import WriterLock
 from .manifest import (
     create_manifest,
@@ -81,24 +81,10 @@ class Store:
         """Make an empty index.
 
         Raises:
-            StoreError: there is an index already, or the folder holds other things.
+            StoreError: there is an index already, or the folder holds other things or cannot be written.
         """
         layout = Layout(directory)
-        ours = {layout.manifest.name, "features", "ann", "tmp", "lock", "lock.json"}
-        strangers = []
-        if directory.is_dir():
-            strangers = [path for path in directory.iterdir() if path.name.split("-")[0] not in ours]
-        if layout.card.exists():
-            raise StoreError(
-                f"there is an index in {directory} already", hint="use it, or name another folder"
-            )
-        if strangers:
-            raise StoreError(
-                f"{directory} is no index and not empty: it has {strangers[0].name}",
-                hint="name a folder that is empty or does not exist",
-            )
-        for folder in (layout.features, layout.ann, layout.tmp):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folders(layout)
         with WriterLock(layout):
             card = new_card(model, shard_rows=shard_rows)
             for remnant in directory.glob(f"{layout.manifest.name}*"):
@@ -160,11 +146,13 @@ class Store:
 
     def root_id(self, path: Path) -> int:
         """Return the number of a scanned folder; the first time, note it and the device it is on."""
-        return write_root(self._db, path.absolute())
+        with self._all_or_nothing():
+            return write_root(self._db, path.absolute())
 
     def set_device(self, root_id: int, fs_id: int) -> None:
         """Accept that a root now lies on another device."""
-        self._db.execute("UPDATE roots SET fs_id = ? WHERE id = ?", (signed(fs_id), root_id))
+        with self._all_or_nothing():
+            self._db.execute("UPDATE roots SET fs_id = ? WHERE id = ?", (signed(fs_id), root_id))
 
     def files(self, root_id: int) -> dict[bytes, FileRecord]:
         """Return all files known below a root, by path relative to it, uncommitted changes included."""
@@ -233,10 +221,11 @@ class Store:
 
     def record_run(self, started: float, summary: Mapping[str, object]) -> None:
         """Note a finished run, with the time it began and what it did, for `dinokit info`."""
-        self._db.execute(
-            "INSERT INTO runs (started, ended, summary) VALUES (?, ?, ?)",
-            (started, time.time(), json.dumps(dict(summary), default=str)),
-        )
+        with self._all_or_nothing():
+            self._db.execute(
+                "INSERT INTO runs (started, ended, summary) VALUES (?, ?, ?)",
+                (started, time.time(), json.dumps(dict(summary), default=str)),
+            )
 
     def commit(self) -> None:
         """Make everything since the last commit last: it survives a crash once this returns.

@@ -6,10 +6,11 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from small_index import MODEL, Shot, content, direction, stored
+from small_index import MODEL, Shot, content, direction, put, stored
 
 from dinov2kit.indexes.facts import FileError, list_errors, read_facts
 from dinov2kit.indexes.records import FileStat
@@ -140,6 +141,12 @@ class StoreModel(RuleBasedStateMachine):
         self.store = Store.open(self.directory, retire_after=-1.0)
         self.model, self.highest = dict(self.committed), self.committed_highest
         self.check()
+
+    @rule(seed=seeds)
+    def crash_between_shard_and_transaction(self, seed):
+        put(self.store, b"crash.jpg", seed)
+        self.store._add_shard(self.store._rows, np.stack(self.store._descriptors))
+        self.reopen()  # what is not committed is rolled back, as after a crash; the shard stays
 
     @rule(small=st.integers(1, 4))
     def merge(self, small):
