@@ -33,7 +33,9 @@ class _Truth:
 def tune(
     generation: Generation, snapshot: Snapshot, *, target: float = RECALL_TARGET, watch: Watch | None = None
 ) -> tuple[float, float, int]:
-    """Set `nprobe`, and `rerank` if need be, to the least that reaches a recall@10, re-ranking included.
+    """Set `nprobe`, and `rerank` if need be, to the least that surely reaches a recall@10.
+
+    Surely: the lower end of the 95 % confidence interval reaches it. Re-ranking is included.
 
     Args:
         generation: changed in place.
@@ -50,28 +52,31 @@ def tune(
         return 1.0, 0.0, 0
     nlist, planned = generation.nlist, generation.rerank
 
-    def shares(nprobe: int) -> Float32[np.ndarray, " m"]:
+    def measure(nprobe: int) -> tuple[float, float]:
         generation.nprobe = nprobe
         watch("Tuning", 0, None)
-        return _recalls(generation, snapshot, truth)
+        shares = _recalls(generation, snapshot, truth)
+        return float(shares.mean()), 1.96 * float(shares.std()) / len(shares) ** 0.5
+
+    def reaches(found: tuple[float, float]) -> bool:
+        return found[0] - found[1] >= target
 
     low, high = 0, 1 if nlist else 0
-    found = shares(high)
-    while found.mean() < target and high < nlist:
+    found = measure(high)
+    while not reaches(found) and high < nlist:
         low, high = high, min(2 * high, nlist)
-        found = shares(high)
-    while found.mean() < target and generation.rerank < _MOST_RERANK * planned:
+        found = measure(high)
+    while not reaches(found) and generation.rerank < _MOST_RERANK * planned:
         generation.rerank *= 2
-        found = shares(high)
+        found = measure(high)
     while high - low > max(1, high // 16):  # a finer number would not show in the recall
         middle = (low + high) // 2
-        tried = shares(middle)
-        low, high, found = (low, middle, tried) if tried.mean() >= target else (middle, high, found)
+        tried = measure(middle)
+        low, high, found = (low, middle, tried) if reaches(tried) else (middle, high, found)
     generation.nprobe = high
-    if found.mean() < target:
-        logger.warning("faiss index: recall@%d is %.3f, below %.3f", RECALL_K, found.mean(), target)
-    half = 1.96 * float(found.std()) / np.sqrt(len(found))
-    return float(found.mean()), float(half), len(found)
+    if found[0] < target:
+        logger.warning("faiss index: recall@%d is %.3f, below %.3f", RECALL_K, found[0], target)
+    return *found, len(truth.own)
 
 
 def _exact_answers(snapshot: Snapshot) -> _Truth | None:
