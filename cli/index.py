@@ -192,7 +192,7 @@ def _read_list(source: str, *, null: bool) -> frozenset[Path]:
         raise ImageError(f"cannot read the list {source}: {error.strerror}") from error
     names = content.split(b"\0" if null else b"\n")
     stripped = [name if null else name.removesuffix(b"\r") for name in names]
-    return frozenset(Path.cwd() / os.fsdecode(name) for name in stripped if name)
+    return frozenset(Path(os.path.abspath(os.fsdecode(name))) for name in stripped if name)  # noqa: PTH100
 
 
 def _watch(bars: Progress) -> Callable[[str, int, int | None], None]:

@@ -51,6 +51,7 @@ class Changes:
         sightings: files to open.
         adopted: (record, new path) of files that belonged to a folder inside this one.
         gone: files that the index knows and that are not there, by path.
+        met: the listed files that are there.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Changes:
     sightings: list[Sighting] = field(default_factory=list)
     adopted: list[tuple[FileRecord, bytes]] = field(default_factory=list)
     gone: dict[bytes, FileRecord] = field(default_factory=dict)
+    met: set[Path] = field(default_factory=set)
 
 
 def check_folders(folders: list[Path]) -> list[Path]:
@@ -111,8 +113,10 @@ def find_changes(
     changes.known = len(records)
     prefix = _prefix(root.path, folder)
     for below, stat in changes.walk.images():
-        if listed is not None and folder / os.fsdecode(below) not in listed:
-            continue
+        if listed is not None:
+            if folder / os.fsdecode(below) not in listed:
+                continue
+            changes.met.add(folder / os.fsdecode(below))
         changes.found += 1
         if seen is not None and changes.found % 1000 == 0:
             seen(changes.found)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
+from dinov2kit.doctor import Finding, installed
 from dinov2kit.errors import DependencyError
 
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
@@ -18,13 +18,7 @@ BLAS_FROM = (
 
 def installed_faiss() -> dict[str, str]:
     """Return the installed distributions that provide the module `faiss`, with their versions."""
-    found = {}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed(DISTRIBUTIONS)
 
 
 @cache
@@ -63,3 +57,20 @@ def gpu_count() -> int:
     """Return how many GPUs faiss can use; 0 for a build without CUDA."""
     count = getattr(load_faiss(), "get_num_gpus", None)
     return int(count()) if count else 0
+
+
+def check_faiss() -> Finding:
+    """Look at faiss: exactly one distribution must provide it, and it must load."""
+    try:
+        module = load_faiss()
+    except DependencyError as error:
+        return Finding("faiss", "failure", error.message, error.hint)
+    except Exception as error:  # a torn wheel raises anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        hint = "pip install --force-reinstall faiss-cpu"
+        return Finding("faiss", "failure", f"cannot be imported: {reason}", hint)
+    named = ", ".join(f"{name} {number}" for name, number in installed_faiss().items())
+    cards = gpu_count()
+    devices = f"{cards} GPUs" if cards else "CPU"
+    detail = f"{named or 'not installed by pip, ' + str(module.__version__)}; {devices}"
+    return Finding("faiss", "ok", f"{detail}, {module.omp_get_max_threads()} threads")

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 SCAN_QUERIES = 32  # from so many queries at once, one matrix product over all rows beats a search for each
 FEW_ROWS, FEW_SHARE = 200_000, 0.02  # a filter that leaves so few is searched exactly
 _MOST_PROBES = 8  # times the tuned nprobe, for a filter that leaves few per cluster
+MOST_ON_GPU = 2000  # neighbours per query; faiss finds at most 2,048 on a GPU
 _BLOCK = 65536  # rows read at a time
 _RESERVE = 16  # candidates beyond k, so that rounding at the cut does not decide
 
@@ -45,6 +46,7 @@ class Searcher:
         known = self.generation.ids if self.generation else np.zeros(0, np.int64)
         self._tail = np.setdiff1d(snapshot.ids, known, assume_unique=True)
         self._dead = np.setdiff1d(known, snapshot.ids, assume_unique=True)
+        self._on_gpu = self.generation is None and gpu_count() > 0
         self._guard = threading.Lock()
         self._rows: _Rows | None = None
 
@@ -74,20 +76,22 @@ class Searcher:
             return nothing(0, k)
         if allowed is not None:
             allowed = np.intersect1d(allowed, self.snapshot.ids, assume_unique=True)
-        if self._scans(len(unit), allowed, exact=exact):
+        if self._scans(len(unit), k, allowed, exact=exact):
             blocks = self.snapshot.blocks() if allowed is None else self._blocks_of(allowed)
             ids, _ = scan(unit, blocks, k + _RESERVE)
         else:
             ids = self._candidates(unit, k, allowed, nprobe)
         return rescore(unit, ids, self.snapshot.descriptors, k)
 
-    def _scans(self, count: int, allowed: Int64[np.ndarray, " a"] | None, *, exact: bool) -> bool:
+    def _scans(self, count: int, k: int, allowed: Int64[np.ndarray, " a"] | None, *, exact: bool) -> bool:
         """Say whether to read all rows from the store instead of asking an index in memory."""
         if allowed is not None and len(allowed) <= max(FEW_ROWS, FEW_SHARE * len(self.snapshot)):
             return True
         if self.generation is not None:
             return exact
-        return allowed is not None if gpu_count() else count >= SCAN_QUERIES
+        if self._on_gpu:
+            return allowed is not None or k > MOST_ON_GPU
+        return count >= SCAN_QUERIES
 
     def _candidates(
         self, queries: Queries, k: int, allowed: Int64[np.ndarray, " a"] | None, nprobe: int | None
@@ -118,7 +122,7 @@ class Searcher:
     def _tail_rows(self) -> _Rows:
         with self._guard:
             if self._rows is None:
-                self._rows = _Rows(self.snapshot, self._tail)
+                self._rows = _Rows(self.snapshot, self._tail, on_gpu=self._on_gpu)
             return self._rows
 
     def _blocks_of(self, ids: Int64[np.ndarray, " a"]) -> Iterator[Block]:
@@ -145,9 +149,9 @@ class Searcher:
 class _Rows:
     """Items held in memory as the fp16 rows of the store, each compared with the query."""
 
-    def __init__(self, snapshot: Snapshot, ids: Int64[np.ndarray, " n"]) -> None:
+    def __init__(self, snapshot: Snapshot, ids: Int64[np.ndarray, " n"], *, on_gpu: bool) -> None:
         self.ids = ids
-        self.index = self._on_gpu(snapshot) if gpu_count() else self._on_cpu(snapshot)
+        self.index = self._on_gpu(snapshot) if on_gpu else self._on_cpu(snapshot)
 
     def search(self, queries: Queries, k: int, allowed: Int64[np.ndarray, " a"] | None) -> FoundIds:
         faiss = load_faiss()

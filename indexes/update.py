@@ -151,6 +151,9 @@ def update(
                 seen=lambda count: watch("Scanning", count, None),
             )
         )
+    met = set[Path]().union(*(changes.met for changes in found))
+    for path in sorted((rules.listed or frozenset()) - met):
+        run.report.unread.append((path, "it is listed, but no photo of the folders named"))
     run.apply(found)
     return run.report
 

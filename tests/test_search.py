@@ -11,6 +11,7 @@ from dinov2kit.errors import ArgumentError
 from dinov2kit.identity import ModelIdentity
 from dinov2kit.indexes import ann, search
 from dinov2kit.indexes.ann import refresh
+from dinov2kit.indexes.faiss_door import gpu_count
 from dinov2kit.indexes.search import Searcher
 from dinov2kit.indexes.snapshot import Snapshot
 from dinov2kit.indexes.store import Store
@@ -201,3 +202,17 @@ def test_an_empty_index_answers_with_nothing(tmp_path):
         assert (found == -1).all()
         assert (Searcher(opened).search(cloud(40, 1), 3, exact=True)[0] == -1).all()
         assert len(Searcher(opened).search(cloud(2, 1)[:0], 3)[0]) == 0
+
+
+@pytest.mark.gpu
+def test_rows_on_a_gpu_give_the_answer_of_the_cpu(snapshot):
+    if not gpu_count():
+        pytest.skip("needs a faiss that sees a GPU")
+    queries = cloud(40, 8)
+    ids, scores = truth(snapshot, queries, 12)
+    allowed = snapshot.ids[::2]
+    for some, filtered in ((None, ids), (allowed, truth(snapshot, queries, 12, allowed)[0])):
+        found, cosines = Searcher(snapshot).search(queries, 12, allowed=some)
+        assert np.mean(found == filtered) > (0.999 if snapshot.generation is None else 0.9)
+        if some is None and snapshot.generation is None:
+            assert np.allclose(cosines, scores, atol=1e-6)

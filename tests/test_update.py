@@ -204,8 +204,10 @@ def test_what_the_rules_leave_out_is_neither_added_nor_removed(photos, directory
     rules = WalkRules(exclude=("trip", "01.png"))
     assert counts(run(directory, photos, walk=rules)) == {"unchanged": 19}
     assert photos / "01.png" in content(directory)
-    listed = frozenset({photos / "trip/new.png"})
-    assert counts(run(directory, photos, listed=listed)) == {"new": 1, "described": 1}
+    listed = frozenset({photos / "trip/new.png", photos / "nowhere.png"})
+    report = run(directory, photos, listed=listed)
+    assert counts(report) == {"new": 1, "described": 1}
+    assert [path for path, _ in report.unread] == [photos / "nowhere.png"]
     assert counts(run(directory, photos)) == {"unchanged": 30, "removed": 1}
 
 
