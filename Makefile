@@ -1,71 +1,71 @@
 # Two commands: `make demo` and `make test`. Both set up everything they need in .venv; `make` lists the others.
 PYTHON ?= python3
-PHOTOS ?= examples/photos
+EXTRA ?= cpu
 MODEL ?= untrained:vitt14
-VENV := .venv
-BIN := $(VENV)/bin
-DEMO := .demo
-QUERY ?= $(firstword $(wildcard $(PHOTOS)/coffee_crop.jpg) $(wildcard $(PHOTOS)/*.jpg) $(wildcard $(PHOTOS)/*.png))
-PAIR ?= $(or $(wildcard $(PHOTOS)/motorcycle_left.jpg $(PHOTOS)/motorcycle_right.jpg),$(wordlist 1,2,$(wildcard $(PHOTOS)/*.jpg)))
+PHOTOS ?= examples/photos
+
+BIN := .venv/bin
+READY := .venv/ready-$(EXTRA)
+WHEEL := build/wheel-test
+PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+OWN := $(filter examples/photos,$(PHOTOS))
+INDEX := .demo/index-$(shell echo '$(PHOTOS) $(MODEL)' | cksum | cut -d ' ' -f 1)
+QUERY ?= $(if $(OWN),$(PHOTOS)/coffee_crop.jpg,$(shell find '$(PHOTOS)' -iname '*.jpg' | sort | head -n 1))
+PAIR ?= $(if $(OWN),$(PHOTOS)/motorcycle_left.jpg $(PHOTOS)/motorcycle_right.jpg,$(shell find '$(PHOTOS)' -iname '*.jpg' | sort | head -n 2))
+UNTRAINED := The model $(MODEL) is untrained: a seeded random network that sees colour and layout, not meaning.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check wheel-test bench clean
+.PHONY: help demo which-model test check wheel-test bench clean
 
 help:  ## list the commands
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F '|' '{ printf "make %-11s %s\n", $$1, $$2 }'
 
-$(VENV)/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "dinov2kit needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian: apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
-	@touch $@
-
-examples/photos: $(VENV)/ready examples/make_photos.py
-	@$(BIN)/python examples/make_photos.py $@
-	@touch $@
-
-demo: export DINOKIT_HOME := $(abspath $(DEMO)/home)
-demo: $(VENV)/ready $(if $(filter examples/photos,$(PHOTOS)),examples/photos)  ## index, search and match real photos (PHOTOS=dir, MODEL=name)
-	@$(if $(filter untrained:%,$(MODEL)),echo "The model $(MODEL) is untrained: a seeded random network. It sees colour and layout, not meaning.")
-	@mkdir -p $(DEMO)
-	$(BIN)/dinokit index $(PHOTOS) -i $(DEMO)/index --model $(MODEL)
-	$(MAKE) --no-print-directory demo-pictures PHOTOS=$(PHOTOS)
-
-.PHONY: demo-pictures
-demo-pictures: export DINOKIT_HOME := $(abspath $(DEMO)/home)
-demo-pictures:
-	$(BIN)/dinokit search $(QUERY) -k 7 -i $(DEMO)/index --montage $(DEMO)/search.jpg --html $(DEMO)/search.html
-	$(BIN)/dinokit match $(PAIR) --model $(MODEL) --draw $(DEMO)/match.png --overwrite
+demo: export DINOKIT_HOME := $(if $(filter untrained:%,$(MODEL)),$(CURDIR)/.demo/home,$(DINOKIT_HOME))
+demo: which-model $(READY) $(if $(OWN),examples/photos)  ## index, search and match photos (PHOTOS=folder, MODEL=name)
+	@mkdir -p .demo
+	$(BIN)/dinokit index '$(PHOTOS)' -i $(INDEX) --model $(MODEL)
+	$(BIN)/dinokit search '$(QUERY)' -k 7 -i $(INDEX) --montage .demo/search.jpg --html .demo/search.html
+	$(BIN)/dinokit match $(PAIR) --model $(MODEL) --draw .demo/match.png --overwrite
 	@echo
-	@echo "Photos like $(notdir $(QUERY)):  $(DEMO)/search.jpg  and as a page  $(DEMO)/search.html"
-	@echo "The same places in two photos:  $(DEMO)/match.png"
+	@echo "Photos like $(notdir $(QUERY)):  .demo/search.jpg and, as a page, .demo/search.html"
+	@echo "The same places in two photos:  .demo/match.png"
 
-test: $(VENV)/ready  ## run the whole suite
+which-model:
+	@echo "$(if $(filter untrained:%,$(MODEL)),$(UNTRAINED),The model is $(MODEL).)"
+
+test: $(READY)  ## run the whole suite
 	$(BIN)/python -m pytest -q
 
-check: $(VENV)/ready  ## format, lint, types, suite: what CI runs
+check: $(READY)  ## format, lint, types and the suite: what must pass before a commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
-wheel-test: $(VENV)/ready  ## build a wheel, install it outside the checkout, run the suite against it
-	rm -rf build/wheel-test dist
-	$(BIN)/python -m build --quiet --wheel
-	$(PYTHON) -m venv build/wheel-test/venv
-	build/wheel-test/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  "$$(ls dist/*.whl)[cpu,dev]"
-	cp -r tests examples docs README.md build/wheel-test/
-	cp pyproject.toml build/wheel-test/pytest-settings.toml
-	cd build/wheel-test && venv/bin/python -c "import dinov2kit; assert 'site-packages' in dinov2kit.__file__"
-	cd build/wheel-test && venv/bin/python -m pytest -q -c pytest-settings.toml --rootdir . tests
+wheel-test: $(READY)  ## build the wheel, install it outside the checkout, run the suite against it
+	rm -rf $(WHEEL) dist
+	$(BIN)/python -m build --wheel >/dev/null
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python $(PIP) "$$(ls dist/*.whl)[$(EXTRA),dev]"
+	cp -r tests docs pyproject.toml *.md $(WHEEL)/
+	mkdir $(WHEEL)/examples && cp examples/*.py $(WHEEL)/examples/
+	cd $(WHEEL) && venv/bin/python -c "import dinov2kit; assert 'site-packages' in dinov2kit.__file__"
+	cd $(WHEEL) && venv/bin/python -m pytest -q
 
-bench: $(VENV)/ready  ## measure what docs/results.md reports (about 15 minutes)
-	$(BIN)/python benchmarks/embedding.py
-	$(BIN)/python benchmarks/search.py
-	$(BIN)/python benchmarks/incremental.py
-	$(BIN)/python benchmarks/crash.py
+bench: $(READY)  ## measure what docs/results.md reports (about 15 minutes)
+	for name in embedding search incremental crash; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## remove what these commands made
-	rm -rf $(VENV) $(DEMO) build dist examples/photos *.egg-info
+	rm -rf .venv .demo build dist examples/photos *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "this Python cannot make environments; on Debian: apt install python3-venv"; exit 1; }
+	$(BIN)/python $(PIP) -e '.[$(EXTRA),dev]'
+	@touch $@
+
+examples/photos: $(READY) examples/make_photos.py
+	@$(BIN)/python examples/make_photos.py $@
+	@touch $@

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .export import export_npy, export_parquet
     from .facts import Facts, FileError, list_errors, read_facts
-    from .faiss_door import installed_faiss
+    from .faiss_door import check_faiss
     from .gallery import query_name, thumbnail, write_montage, write_page
     from .index import Hit, Index
     from .locate import find_index
@@ -44,12 +44,12 @@ _HOME = {  # public name -> module
     "UpdateRules": "update",
     "Verification": "verifying",
     "WalkRules": "walk",
+    "check_faiss": "faiss_door",
     "compact": "upkeep",
     "export_npy": "export",
     "export_parquet": "export",
     "find_index": "locate",
     "index_photos": "photos",
-    "installed_faiss": "faiss_door",
     "list_errors": "facts",
     "plan_ann": "plan",
     "plan_photos": "photos",
@@ -81,12 +81,12 @@ __all__ = [
     "UpdateRules",
     "Verification",
     "WalkRules",
+    "check_faiss",
     "compact",
     "export_npy",
     "export_parquet",
     "find_index",
     "index_photos",
-    "installed_faiss",
     "list_errors",
     "plan_ann",
     "plan_photos",

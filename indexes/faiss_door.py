@@ -11,9 +11,7 @@ from dinov2kit.doctor import Finding, installed
 from dinov2kit.errors import DependencyError
 
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu12", "faiss-gpu-cu11")
-BLAS_FROM = (
-    1280  # queries * dim from which a BLAS product beats the scan, per thread; measured on faiss 1.15.1
-)
+BLAS_FROM = 1280  # queries * dim per thread from which a BLAS product beats the scan, on faiss 1.15.1
 
 
 def installed_faiss() -> dict[str, str]:
@@ -35,9 +33,7 @@ def load_faiss() -> ModuleType:
             f"{len(found)} packages provide 'faiss' and overwrite each other: {named}",
             hint=f"pip uninstall -y {' '.join(found)} && pip install 'dinov2kit[cpu]'  (or [gpu])",
         )
-    if (
-        sys.platform == "darwin"
-    ):  # torch and faiss each bring an OpenMP runtime; two of them abort the program
+    if sys.platform == "darwin":  # torch and faiss each bring an OpenMP runtime; two abort the program
         os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "TRUE")
     try:
         import faiss

@@ -102,7 +102,17 @@ def test_folders_are_listed_sorted_and_files_as_given(photos, tmp_path):
 
 def test_the_command_lists_bad_images_and_reports_in_json(photos, tmp_path):
     out = tmp_path / "out.h5"
-    arguments = ["embed", *map(str, photos), "--out", str(out), "-m", "untrained:vitt14", "--workers", "0", "--json"]
+    arguments = [
+        "embed",
+        *map(str, photos),
+        "--out",
+        str(out),
+        "-m",
+        "untrained:vitt14",
+        "--workers",
+        "0",
+        "--json",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
