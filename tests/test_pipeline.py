@@ -16,6 +16,7 @@ class MeanColour:
         self.view = CenterCrop(resize=16, crop=14)
         self.identity = ModelIdentity("mean-colour", "0" * 64, 3, "mean", self.view.describe())
         self.largest_batch, self.nan_above = largest_batch, nan_above
+        self.batch_size = 16
         self.batches: list[int] = []
 
     def embed(self, pixels):
