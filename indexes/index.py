@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Float16, Int, Int64
 
-from dinov2kit.errors import WeightsError
+from dinov2kit.errors import ArgumentError, WeightsError
 from dinov2kit.pipeline import GlobalEncoder
 from dinov2kit.views import Region
 
@@ -211,6 +211,8 @@ class Index:
         nprobe: int | None = None,
     ) -> list[Hit]:
         """Return the photos nearest to a question; arguments and errors as `search`."""
+        if k < 1:
+            raise ArgumentError(f"k must be at least 1, not {k}")
         allowed = None if where is None else self.snapshot.where(where)
         left_out = () if include_self else question.ids
         wanted = k + len(left_out)

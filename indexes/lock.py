@@ -80,19 +80,22 @@ class WriterLock:
             temporary.replace(self._layout.lock_facts)
 
     def _locked(self, note: dict[str, object], *, elsewhere: bool = False) -> StoreLocked:
-        since = datetime.fromtimestamp(float(str(note.get("started", 0)))).strftime("%Y-%m-%d %H:%M")
-        who = f"pid {note['pid']} on {note['host']} (started {since}, {note['rows']:,} images so far)"
+        who = "another process"
+        if note:
+            since = datetime.fromtimestamp(float(str(note["started"]))).strftime("%Y-%m-%d %H:%M")
+            who = f"pid {note['pid']} on {note['host']} (started {since}, {note['rows']:,} images so far)"
         hint = "searching still works; to wait for the writer add --wait 600"
         if elsewhere:
             hint = f"if that machine no longer writes, remove {self._layout.lock_facts} and run again"
-        return StoreLocked(f"index is being written by {who if note else 'another process'}", hint=hint)
+        return StoreLocked(f"index is being written by {who}", hint=hint)
 
 
 def _read(path: Path) -> dict[str, object]:
     try:
         note = json.loads(path.read_bytes())
         whole = isinstance(note, dict) and {"pid", "host", "boot_id", "started", "rows"} <= note.keys()
-        return dict(note) if whole and isinstance(note["rows"], int) else {}
+        numbers = whole and isinstance(note["rows"], int) and isinstance(note["started"], (int, float))
+        return dict(note) if numbers else {}
     except (OSError, ValueError):
         return {}
 

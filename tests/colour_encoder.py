@@ -1,4 +1,4 @@
-"""An encoder whose descriptor is the mean colour of an image, so that the truth is known; and its paint box."""
+"""An encoder that describes an image by its mean colour, so that the truth is known; and its paint box."""
 
 from pathlib import Path
 

@@ -228,7 +228,8 @@ def test_workers_ignore_ctrl_c_from_their_birth_on(log):
 
 
 SCRIPT = """
-import sys, wave  # a script without a guard; workers must not run it
+import signal, sys, wave  # a script without a guard; workers must not run it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins without it
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, {tests!r})

@@ -13,8 +13,7 @@ from typer.testing import CliRunner
 from dinov2kit import ArgumentError, Encoder, ImageError
 from dinov2kit.cli import app
 from dinov2kit.embedding import write_descriptors
-from dinov2kit.images import list_images
-from dinov2kit.images import load_picture
+from dinov2kit.images import list_images, load_picture
 
 
 @pytest.fixture(scope="module")

@@ -84,11 +84,19 @@ def test_note_of_another_machine_is_respected_until_a_person_removes_it(tmp_path
     Store.open(tmp_path / "ix").close()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 3}', note(rows="many")])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 3}', note(rows="many"), note(started="long ago")])
 def test_unreadable_note_never_blocks_a_free_lock(tmp_path, text):
     layout = Layout(make_index(tmp_path / "ix"))
     layout.lock_facts.write_text(text)
     Store.open(tmp_path / "ix").close()
+
+
+def test_a_writer_without_a_note_is_refused_all_the_same(tmp_path):
+    layout = Layout(make_index(tmp_path / "ix"))
+    with Store.open(tmp_path / "ix"):
+        layout.lock_facts.unlink()
+        with pytest.raises(StoreLocked, match="written by another process"):
+            Store.open(tmp_path / "ix")
 
 
 def test_note_of_this_host_is_stale_once_the_kernel_gives_the_lock(tmp_path):
