@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         StoreTooNew,
         WeightsError,
     )
-    from dinov2kit.features import Features
+    from dinov2kit.features import Features, FeatureSpec
     from dinov2kit.grid import PatchGrid
     from dinov2kit.identity import ModelIdentity
     from dinov2kit.matching import Matches, match
@@ -48,6 +48,7 @@ _HOME = {  # public name -> module; torch loads on first use
     "DeviceError": "errors",
     "DeviceMemoryError": "errors",
     "Encoder": "encoder",
+    "FeatureSpec": "features",
     "Features": "features",
     "ImageError": "errors",
     "KitError": "errors",
@@ -75,6 +76,7 @@ __all__ = [
     "DeviceError",
     "DeviceMemoryError",
     "Encoder",
+    "FeatureSpec",
     "Features",
     "ImageError",
     "KitError",

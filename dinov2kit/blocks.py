@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as functional
 from jaxtyping import Float
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from dinov2kit.attention import attention
 
 NORM_EPS = 1e-6
+
+Facet = Literal["token", "query", "key", "value"]
 
 
 class SelfAttention(nn.Module):
@@ -26,6 +30,13 @@ class SelfAttention(nn.Module):
         by_head = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
         seen: Tensor = self.proj(attention(*by_head.unbind(2)).flatten(2))
         return seen
+
+    def facet(
+        self, tokens: Float[Tensor, "batch n_tokens dim"], name: Facet
+    ) -> Float[Tensor, "batch n_tokens dim"]:
+        """Return the queries, keys or values of all tokens, the heads side by side."""
+        projected: Tensor = self.qkv(tokens)
+        return projected.chunk(3, dim=-1)[("query", "key", "value").index(name)]
 
 
 class Mlp(nn.Module):

@@ -14,6 +14,7 @@ import numpy as np
 
 from dinov2kit.encoder import Encoder
 from dinov2kit.errors import ArgumentError, DependencyError, ImageError
+from dinov2kit.features import FeatureSpec
 from dinov2kit.files import written_whole
 from dinov2kit.images import MAX_PIXELS
 from dinov2kit.pipeline import Description, describe
@@ -147,7 +148,7 @@ def _load_pyarrow() -> None:
 
 
 def _write_local(store: h5py.File, encoder: Encoder, size: int, row: int, path: Path) -> None:
-    features = encoder.encode(path, size=size)
+    features = encoder.encode(path, FeatureSpec(size=size))
     group = store.create_group(f"local/{row}")
     group["descriptors"] = features.local_descriptors.cpu().numpy().astype(np.float16)
     for key, fact in vars(features.grid).items():

@@ -14,11 +14,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dinov2kit.errors import ArgumentError, DeviceError, DeviceMemoryError
-from dinov2kit.features import Features
+from dinov2kit.features import Features, FeatureSpec
+from dinov2kit.grid import PatchGrid
 from dinov2kit.identity import ModelIdentity
 from dinov2kit.images import Source, load_picture
+from dinov2kit.patches import main_directions, pad_to_grid, project_out, turn, turn_back
 from dinov2kit.shapes import Descriptors, ImageBatch
-from dinov2kit.views import IMAGENET_MEAN, IMAGENET_STD, CenterCrop, KeepAspect
+from dinov2kit.views import IMAGENET_MEAN, IMAGENET_STD, CenterCrop
 from dinov2kit.vit import Tokens, VisionTransformer
 from dinov2kit.weights import LoadedModel, load_model
 
@@ -61,6 +63,7 @@ class Encoder:
             preprocess=self.view.describe(),
         )
         self.batch_size = 64 if self.device.type == "cuda" else 8
+        self._directions: dict[tuple[int, int, FeatureSpec], Tensor] = {}
         self._undecided = precision == "auto" and _computes_bf16(self.device)
         if precision == "bf16":
             self.vit = self.vit.to(torch.bfloat16)
@@ -92,35 +95,75 @@ class Encoder:
         tokens = self._tokens(pixels)
         return torch.nn.functional.normalize(tokens.class_token.float(), dim=-1).cpu().numpy()
 
-    def encode(self, source: Source, *, size: int = 518) -> Features:
-        """Return the tokens of one whole image, its aspect ratio kept.
+    def encode(self, source: Source, spec: FeatureSpec | None = None) -> Features:
+        """Return the tokens of one whole image.
 
         Args:
             source: path, encoded bytes, PIL image, or RGB array.
-            size: longer side of the network input in pixels; both sides become multiples of the patch.
+            spec: which local descriptors are wanted; None: those after the last block and the final norm, the
+                aspect ratio kept, the longer side at 518 pixels.
 
         Raises:
             ImageError: the image cannot be read.
+            ArgumentError: the model has no such layer, stride or number of directions.
             DeviceMemoryError: the image does not fit the device at this size.
         """
-        view = KeepAspect(size=size, patch_size=self.patch_size)
+        spec = spec or FeatureSpec()
+        view = spec.view(self.patch_size)
         picture = load_picture(source, view)
-        tokens = self._tokens(picture.pixels[None])
+        whole = view.grid(picture.width, picture.height)
+        grid = whole.overlapped(spec.stride)
+        images = pad_to_grid(self._normalised(picture.pixels[None]), whole)
+        tokens, patches = self._read(images, spec)
+        patches = turn_back(patches, grid, spec)
+        if spec.debias:
+            patches = project_out(patches, self._position_directions(whole, spec))
+        before_norm = turn_back(tokens.prenorm[0, -grid.n_patches :].float(), grid, spec)
         return Features(
             class_token=tokens.class_token[0].float(),
-            patch_tokens=tokens.patch_tokens[0].float(),
+            patch_tokens=patches,
             register_tokens=tokens.register_tokens[0].float(),
-            grid=view.grid(picture.width, picture.height),
+            grid=grid,
+            magnitudes=torch.linalg.vector_norm(before_norm, dim=1),
         )
+
+    def _position_directions(self, whole: PatchGrid, spec: FeatureSpec) -> Tensor:
+        """Return what a black image of this shape varies in; computed once for each shape."""
+        key = (whole.rows, whole.cols, spec)
+        if key not in self._directions:
+            side = whole.patch_size
+            black = np.zeros((1, whole.rows * side, whole.cols * side, 3), np.uint8)
+            _, patches = self._read(self._normalised(black), spec)
+            self._directions = {key: main_directions(patches, spec.debias)}  # only the last: it may be large
+        return self._directions[key]
+
+    @torch.inference_mode()
+    def _read(self, images: Tensor, spec: FeatureSpec) -> tuple[Tokens, Tensor]:
+        """Return all tokens of an image, and its patch rows as the spec wants them, still turned, in fp32."""
+        with _memory_errors(self.device):
+            tokens, patches = self.vit.read_patches(
+                self._rounded(turn(images, spec)),
+                layer=spec.layer,
+                facet=spec.facet,
+                norm=spec.norm,
+                stride=spec.stride,
+            )
+        return tokens, patches[0].float()
 
     @torch.inference_mode()
     def _tokens(self, pixels: ImageBatch) -> Tokens:
         with _memory_errors(self.device):
-            images = _normalise(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
-            if self._undecided:
-                self._decide_precision(images[:4])
-            tokens: Tokens = self.vit(images.to(next(self.vit.parameters()).dtype))
+            tokens: Tokens = self.vit(self._rounded(self._normalised(pixels)))
             return tokens
+
+    def _normalised(self, pixels: ImageBatch) -> Tensor:
+        return _normalise(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
+
+    def _rounded(self, images: Tensor) -> Tensor:
+        """Return the images in the arithmetic of the network, which the first ones decide."""
+        if self._undecided:
+            self._decide_precision(images[:4])
+        return images.to(next(self.vit.parameters()).dtype)
 
     def _decide_precision(self, images: Tensor) -> None:
         """Take bf16 when it agrees with fp32 on the first images."""

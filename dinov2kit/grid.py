@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int64
 
 from dinov2kit.shapes import Keypoints
 
@@ -27,6 +27,7 @@ class PatchGrid:
         scale_y: network pixels per original pixel, vertically.
         offset_x: where the left edge of the original lies in the network input, in network pixels.
         offset_y: where the top edge of the original lies in the network input, in network pixels.
+        stride: network pixels from one patch to the next; 0 stands for `patch_size`: no overlap.
     """
 
     rows: int
@@ -38,6 +39,11 @@ class PatchGrid:
     scale_y: float
     offset_x: float = 0.0
     offset_y: float = 0.0
+    stride: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.stride:
+            object.__setattr__(self, "stride", self.patch_size)
 
     @property
     def n_patches(self) -> int:
@@ -45,19 +51,38 @@ class PatchGrid:
         return self.rows * self.cols
 
     @property
-    def patch_px(self) -> tuple[float, float]:
-        """Width and height of one patch in pixels of the original image."""
-        return self.patch_size / self.scale_x, self.patch_size / self.scale_y
+    def cell_px(self) -> tuple[float, float]:
+        """How far apart neighbouring patches lie in x and y, in pixels of the original image."""
+        return self.stride / self.scale_x, self.stride / self.scale_y
+
+    def overlapped(self, stride: int) -> PatchGrid:
+        """Return the grid of this image cut into patches `stride` network pixels apart; 0 changes nothing."""
+        if stride in (0, self.stride):
+            return self
+        rows, cols = ((count - 1) * self.stride // stride + 1 for count in (self.rows, self.cols))
+        return replace(self, rows=rows, cols=cols, stride=stride)
+
+    def part(self, top: int, left: int, rows: int, cols: int) -> PatchGrid:
+        """Return the grid of some neighbouring rows and columns of this one."""
+        shift_x, shift_y = left * self.stride, top * self.stride
+        offset_x, offset_y = self.offset_x - shift_x, self.offset_y - shift_y
+        return replace(self, rows=rows, cols=cols, offset_x=offset_x, offset_y=offset_y)
+
+    def cell_of(self, cells: Keypoints) -> Int64[np.ndarray, " n"]:
+        """Return the row-major index of the patch that each (x, y) in the cell frame is nearest to."""
+        col, row = np.rint(cells).astype(np.int64).clip(0, [self.cols - 1, self.rows - 1]).T
+        index: np.ndarray = row * self.cols + col
+        return index
 
     def to_cells(self, pixels: Keypoints) -> Keypoints:
         """Convert (x, y) from the pixel frame to the cell frame."""
         scale, offset = self._affine()
-        return np.asarray(((pixels + 0.5) * scale + offset) / self.patch_size - 0.5, np.float32)
+        return np.asarray(((pixels + 0.5) * scale + offset - self.patch_size / 2) / self.stride, np.float32)
 
     def to_pixels(self, cells: Keypoints) -> Keypoints:
         """Convert (x, y) from the cell frame to the pixel frame; the inverse of `to_cells`."""
         scale, offset = self._affine()
-        return np.asarray(((cells + 0.5) * self.patch_size - offset) / scale - 0.5, np.float32)
+        return np.asarray((cells * self.stride + self.patch_size / 2 - offset) / scale - 0.5, np.float32)
 
     def centers(self) -> Float32[np.ndarray, "n_patches 2"]:
         """Return the (x, y) pixel position of every patch centre, row-major."""

@@ -23,7 +23,11 @@ class Matches:
             it ranks the matches of one pair and is not a probability.
         cycle_error: distance between the keypoint and the way back from its match, in patches of image 0.
         uncertainty: standard deviation of the position in image 1, in pixels.
+        ratio: distance (1 - cosine) to the best patch over that to the best patch outside the window around
+            it; near 1 where the structure repeats itself.
         kept: whether the match passed the checks.
+        alternatives: for every match the other peaks of its similarity, best first, each (x, y, score) in
+            pixels of image 1; empty rows, or no rows at all, where none were asked for.
     """
 
     keypoints0: Keypoints
@@ -32,7 +36,9 @@ class Matches:
     confidence: Float32[np.ndarray, " n"]
     cycle_error: Float32[np.ndarray, " n"]
     uncertainty: Float32[np.ndarray, " n"]
+    ratio: Float32[np.ndarray, " n"]
     kept: Bool[np.ndarray, " n"]
+    alternatives: tuple[tuple[tuple[float, float, float], ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.score)
@@ -56,6 +62,7 @@ class Matches:
                 "confidence": round(float(self.confidence[i]), 5),
                 "cycle_error": round(float(self.cycle_error[i]), 3),
                 "uncertainty": round(float(self.uncertainty[i]), 3),
+                "ratio": round(float(self.ratio[i]), 4),
                 "kept": bool(self.kept[i]),
             }
             for i in range(len(self))
@@ -74,5 +81,7 @@ class Matches:
             confidence=self.confidence[rows],
             cycle_error=self.cycle_error[rows],
             uncertainty=self.uncertainty[rows],
+            ratio=self.ratio[rows],
             kept=self.kept[rows],
+            alternatives=tuple(self.alternatives[row] for row in rows) if self.alternatives else (),
         )

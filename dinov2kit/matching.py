@@ -1,28 +1,84 @@
 """Which places of two images show the same thing: keypoints carried from image 0 to image 1.
 
-Keypoints are (x, y) in pixels of the original images; the arithmetic in cells is in `readout.py`.
+Keypoints are (x, y) in pixels of the original images; the arithmetic in cells is in `readout.py` and
+`correspondence.py`, the choice of keypoints in `selection.py`.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from dataclasses import asdict, dataclass
+from typing import get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Float32
 from numpy.typing import ArrayLike
+from torch import Tensor
 
+from dinov2kit.correspondence import Correspondence, correspond
 from dinov2kit.errors import ArgumentError, MatchError
 from dinov2kit.features import Features
 from dinov2kit.grid import PatchGrid
 from dinov2kit.matches import Matches
-from dinov2kit.readout import Field, correspond
+from dinov2kit.readout import Field, Reading, ReadOut, Refine, sample
+from dinov2kit.selection import Keypointing, choose
 from dinov2kit.shapes import Keypoints
 
-__all__ = ["Matches", "match", "spread_out"]
+__all__ = ["MatchSpec", "Matches", "match", "match_all"]
 
 SHOWN_INDEXES = 10  # how many offending points an error names
+ARTEFACT_DEVIATIONS, ARTEFACT_FACTOR = 5.0, 1.5  # a token is an artefact when longer than both say
+
+PatchMask = Bool[np.ndarray, " n_patches"]
+
+
+@dataclass(frozen=True)
+class MatchSpec:
+    """How matches are read and which of them are kept.
+
+    Attributes:
+        max_cycle: largest cycle error of a match that is kept, in patches of image 0.
+        mutual: also want the patch of image 1 to have the patch of image 0 as its nearest neighbour.
+        max_ratio: largest ratio of a match that is kept; None: any. What is right differs between models.
+        min_score: lowest cosine of a match that is kept; None: any.
+        refine: "window" soft-argmax, "parabola" or "none", see `readout.ReadOut`.
+        window: radius of the read-out window in patches; 0 takes 8 % of the longer grid side, at least 2.
+        temperature: of the softmax in the window.
+        modes: how many peaks of each similarity to report, for repeated structure; 1: only the match.
+
+    Raises:
+        ArgumentError: a value is out of range.
+    """
+
+    max_cycle: float = 1.0
+    mutual: bool = False
+    max_ratio: float | None = None
+    min_score: float | None = None
+    refine: Refine = "window"
+    window: int = 0
+    temperature: float = 0.04
+    modes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.refine not in get_args(Refine):
+            raise ArgumentError(
+                f"unknown refine {self.refine!r}; wanted one of {', '.join(get_args(Refine))}"
+            )
+        wanted = {
+            "max_cycle": (self.max_cycle >= 0, "0 patches or more"),
+            "window": (self.window >= 0, "0 or more patches"),
+            "temperature": (0 < self.temperature < float("inf"), "a number above 0"),
+            "modes": (self.modes >= 1, "1 or more"),
+            "max_ratio": (self.max_ratio is None or self.max_ratio > 0, "a number above 0"),
+            "min_score": (self.min_score is None or -1 <= self.min_score <= 1, "a cosine, -1 to 1"),
+        }
+        for name, (fits, range_) in wanted.items():
+            if not fits:
+                raise ArgumentError(f"{name} is {getattr(self, name)}; wanted {range_}")
+
+    def describe(self) -> dict[str, object]:
+        """Return every choice, ready for JSON."""
+        return asdict(self)
 
 
 def match(
@@ -31,8 +87,10 @@ def match(
     *,
     points: ArrayLike | None = None,
     num: int = 50,
-    mutual: bool = False,
-    max_cycle: float = 1.0,
+    keypoints: Keypointing = "spread",
+    mask0: PatchMask | None = None,
+    mask1: PatchMask | None = None,
+    spec: MatchSpec | None = None,
 ) -> Matches:
     """Find the places of image 1 that show what places of image 0 show.
 
@@ -41,103 +99,178 @@ def match(
         features1: features of image 1, from the same model.
         points: (n, 2) pixels (x, y) of image 0 to carry over. Their order and count are kept; a match that
             fails a check is only marked, by `kept`. Without them, up to `num` patch centres that pass all
-            checks are chosen, spread over the image, the most confident first.
+            checks are chosen, the most confident first.
         num: how many keypoints to choose when `points` is not given.
-        mutual: also want the patch of image 1 to have the patch of image 0 as its nearest neighbour.
-        max_cycle: largest cycle error of a match that is kept, in patches of image 0.
+        keypoints: how they are chosen, see `selection.choose`.
+        mask0: patches of `features0.grid` that show what is looked for; no other is chosen or kept.
+        mask1: patches of `features1.grid` that may be answers.
+        spec: how matches are read and which are kept.
 
     Raises:
         ArgumentError: `points` is not (n, 2), not finite or outside image 0, or an option is out of range.
-        MatchError: the features come from different models, or hold values that are not finite.
+        MatchError: the features come from different models or hold values that are not finite, or a mask
+            leaves no patch.
 
     Source: Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021 (nearest patch features); the
-        read-out and the checks are those of `readout.correspond`.
+        read-out and the checks are those of `correspondence.correspond`.
     """
     if num < 1:
         raise ArgumentError(f"num is {num}; wanted at least 1")
-    if not max_cycle >= 0:
-        raise ArgumentError(f"max_cycle is {max_cycle}; wanted 0 patches or more")
+    side0, side1 = _fields(features0, features1, mask0, mask1)
+    spec = spec or MatchSpec()
+    if points is not None:
+        return _carry(_checked_points(points, side0[1]), side0, side1, spec)
+    matches = _carry(side0[1].centers(), side0, side1, spec)
+    pairs = _paired_descriptors(matches, side0, side1) if keypoints == "kmeans" else None
+    return matches.take(choose(matches, side0[1], num, keypoints, descriptors=pairs))
+
+
+def match_all(
+    features0: Features,
+    features1: Features,
+    *,
+    mask0: PatchMask | None = None,
+    mask1: PatchMask | None = None,
+    spec: MatchSpec | None = None,
+) -> tuple[Matches, PatchGrid]:
+    """Match the centre of every patch of image 0 that lies on the image.
+
+    Returns:
+        One match per patch, row-major, and the grid of these patches: that of `features0` without padding.
+        Patches that a mask closes, and artefacts, have `kept` False.
+
+    Raises:
+        MatchError: as `match`.
+    """
+    (field0, grid0), (field1, grid1) = _fields(features0, features1, mask0, mask1)
+    return _carry(grid0.centers(), (field0, grid0), (field1, grid1), spec or MatchSpec()), grid0
+
+
+def _carry(
+    pixels: Keypoints, side0: tuple[Field, PatchGrid], side1: tuple[Field, PatchGrid], spec: MatchSpec
+) -> Matches:
+    """Carry points of image 0 over and mark the matches that pass the checks."""
+    (field0, grid0), (field1, grid1) = side0, side1
+    device = field0.descriptors.device
+    cells0 = grid0.to_cells(pixels)
+    how = ReadOut(refine=spec.refine, radius=spec.window, temperature=spec.temperature)
+    with torch.no_grad():
+        found = correspond(torch.from_numpy(cells0).to(device), field0, field1, how=how, modes=spec.modes)
+        reading = found.reading
+        ratio = (1 - reading.score) / (1 - reading.second).clamp(min=1e-6)
+        kept = found.cycle_error <= spec.max_cycle
+        if spec.mutual:
+            kept = kept & found.mutual
+        if spec.max_ratio is not None:
+            kept = kept & (ratio <= spec.max_ratio)
+        if spec.min_score is not None:
+            kept = kept & (reading.score >= spec.min_score)
+        spread_px = (reading.variance * torch.tensor(grid1.cell_px, device=device).square()).sum(dim=1)
+    marked = kept.cpu().numpy()
+    if field0.open is not None:
+        marked &= field0.open.cpu().numpy()[grid0.cell_of(cells0)]
+    return Matches(
+        keypoints0=pixels,
+        keypoints1=grid1.to_pixels(reading.cells.cpu().numpy()),
+        score=reading.score.cpu().numpy(),
+        confidence=found.confidence.cpu().numpy(),
+        cycle_error=found.cycle_error.cpu().numpy(),
+        uncertainty=spread_px.div(2).sqrt().cpu().numpy(),
+        ratio=ratio.cpu().numpy(),
+        kept=marked,
+        alternatives=_alternatives(found, grid1),
+    )
+
+
+def _paired_descriptors(
+    matches: Matches, side0: tuple[Field, PatchGrid], side1: tuple[Field, PatchGrid]
+) -> Float32[np.ndarray, "n pair_dim"]:
+    """Return the descriptors of both ends of each match, side by side."""
+    ends = [
+        sample(field, torch.from_numpy(grid.to_cells(pixels)).to(field.descriptors.device)).cpu().numpy()
+        for (field, grid), pixels in ((side0, matches.keypoints0), (side1, matches.keypoints1))
+    ]
+    return np.concatenate(ends, axis=1)
+
+
+def _alternatives(
+    found: Correspondence, grid1: PatchGrid
+) -> tuple[tuple[tuple[float, float, float], ...], ...]:
+    """Return for every match its other peaks as (x, y, score), those that exist."""
+    if not found.others:
+        return ()
+
+    def rows(reading: Reading) -> list[tuple[float, float, float]]:
+        pixels = grid1.to_pixels(reading.cells.cpu().numpy())
+        return [(float(x), float(y), float(s)) for (x, y), s in zip(pixels, reading.score.cpu(), strict=True)]
+
+    ranks = [rows(reading) for reading in found.others]
+    return tuple(
+        tuple(peak for peak in peaks if np.isfinite(peak).all()) for peaks in zip(*ranks, strict=True)
+    )
+
+
+def _fields(
+    features0: Features, features1: Features, mask0: PatchMask | None, mask1: PatchMask | None
+) -> tuple[tuple[Field, PatchGrid], tuple[Field, PatchGrid]]:
+    """Return the visible field and its grid of both images, on the device of image 0."""
     if features0.patch_tokens.shape[1] != features1.patch_tokens.shape[1]:
         dims = f"{features0.patch_tokens.shape[1]} and {features1.patch_tokens.shape[1]}"
         raise MatchError(
             f"the two images have descriptors of different length: {dims}",
             hint="encode both images with the same model",
         )
-    (field0, grid0), (field1, grid1) = _visible_field(features0), _visible_field(features1)
-    pixels = grid0.centers() if points is None else _checked_points(points, grid0)
-    device = field0.descriptors.device
-    field1 = replace(field1, descriptors=field1.descriptors.to(device))
-    with torch.no_grad():
-        found = correspond(torch.from_numpy(grid0.to_cells(pixels)).to(device), field0, field1)
-    kept = found.cycle_error <= max_cycle
-    if mutual:
-        kept = kept & found.mutual
-    patch_px = torch.tensor(grid1.patch_px, device=device)
-    spread_px = (found.reading.variance * patch_px.square()).sum(dim=1).div(2).sqrt()
-    matches = Matches(
-        keypoints0=pixels,
-        keypoints1=grid1.to_pixels(found.reading.cells.cpu().numpy()),
-        score=found.reading.score.cpu().numpy(),
-        confidence=found.confidence.cpu().numpy(),
-        cycle_error=found.cycle_error.cpu().numpy(),
-        uncertainty=spread_px.cpu().numpy(),
-        kept=kept.cpu().numpy(),
-    )
-    return matches if points is not None else matches.take(spread_out(matches, grid0, num))
+    device = features0.patch_tokens.device
+    return _visible_field(features0, mask0, 0, device), _visible_field(features1, mask1, 1, device)
 
 
-def spread_out(matches: Matches, grid: PatchGrid, num: int) -> Int64[np.ndarray, " k"]:
-    """Choose up to `num` kept matches, confident and spread over image 0; the most confident first.
-
-    Args:
-        matches: one match per cell of `grid`, row-major.
-        grid: the grid of image 0.
-        num: how many to choose.
-
-    Greedy: the most confident match that is at least `spacing` cells from all chosen ones is next. The
-    spacing starts at the one that would share the kept cells evenly and shrinks until `num` are found.
-    """
-    ranked = np.argsort(-matches.confidence, kind="stable")
-    ranked = ranked[matches.kept[ranked]]
-    spacing = max(1, round(math.sqrt(len(ranked) / num)))
-    while True:
-        taken = np.zeros((grid.rows, grid.cols), bool)
-        chosen: list[int] = []
-        for index in ranked:
-            row, col = divmod(int(index), grid.cols)
-            if taken[row, col]:
-                continue
-            chosen.append(int(index))
-            if len(chosen) == num:
-                break
-            taken[
-                max(0, row - spacing + 1) : row + spacing,
-                max(0, col - spacing + 1) : col + spacing,
-            ] = True
-        if len(chosen) == num or spacing == 1:
-            return np.asarray(chosen, np.int64)
-        spacing -= 1
-
-
-def _visible_field(features: Features) -> tuple[Field, PatchGrid]:
+def _visible_field(
+    features: Features, mask: PatchMask | None, side: int, device: torch.device
+) -> tuple[Field, PatchGrid]:
     """Return the cells whose centre lies on the image, as a smaller field and the grid that belongs to it."""
-    grid, descriptors = features.grid, features.local_descriptors
+    grid, descriptors = features.grid, features.local_descriptors.to(device)
     if not bool(torch.isfinite(descriptors).all()):
         raise MatchError("the features hold values that are not finite", hint="use --precision fp32")
     inside = grid.inside().reshape(grid.rows, grid.cols)
     rows, cols = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if not len(rows):
         raise MatchError(f"no patch of the {grid.rows}x{grid.cols} grid has its centre on the image")
-    top, left, n_rows, n_cols = int(rows[0]), int(cols[0]), len(rows), len(cols)
-    visible = descriptors.view(grid.rows, grid.cols, -1)[top : top + n_rows, left : left + n_cols]
-    field = Field(descriptors=visible.flatten(0, 1).contiguous(), rows=n_rows, cols=n_cols)
-    return field, replace(
-        grid,
-        rows=n_rows,
-        cols=n_cols,
-        offset_x=grid.offset_x - left * grid.patch_size,
-        offset_y=grid.offset_y - top * grid.patch_size,
+    part = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
+    open_ = _open_cells(features, mask, side).reshape(grid.rows, grid.cols)[part]
+    if not open_.any():
+        raise MatchError(
+            f"no patch of image {side} is left to match", hint="widen its mask, or match without one"
+        )
+    visible = descriptors.view(grid.rows, grid.cols, -1)[part]
+    field = Field(
+        descriptors=visible.flatten(0, 1).contiguous(),
+        rows=len(rows),
+        cols=len(cols),
+        open=None if open_.all() else torch.from_numpy(open_.ravel().copy()).to(device),
     )
+    return field, grid.part(int(rows[0]), int(cols[0]), len(rows), len(cols))
+
+
+def _open_cells(features: Features, mask: PatchMask | None, side: int) -> PatchMask:
+    """Say of each patch whether it may be matched: the mask wants it, and it is no artefact.
+
+    Artefact tokens have a far larger norm than their neighbours and do not describe their place.
+    Source: Darcet et al., "Vision transformers need registers", 2023.
+    """
+    open_ = np.ones(features.grid.n_patches, bool) if mask is None else mask.copy()
+    if len(open_) != features.grid.n_patches:
+        raise ArgumentError(f"mask{side} has {len(open_)} patches; wanted {features.grid.n_patches}")
+    if features.magnitudes is not None:
+        open_ &= ~_artefacts(features.magnitudes)
+    return open_
+
+
+def _artefacts(magnitudes: Tensor) -> PatchMask:
+    lengths = magnitudes.cpu().numpy()
+    median = np.median(lengths)
+    deviation = np.median(np.abs(lengths - median))
+    limit = max(median + ARTEFACT_DEVIATIONS * deviation, ARTEFACT_FACTOR * median)
+    return np.asarray(lengths > limit)
 
 
 def _checked_points(points: ArrayLike, grid: PatchGrid) -> Keypoints:
@@ -155,6 +288,6 @@ def _checked_points(points: ArrayLike, grid: PatchGrid) -> Keypoints:
         raise ArgumentError(
             f"{len(outside)} of {len(pixels)} points are not on image 0, which has "
             f"{grid.width}x{grid.height} pixels: points {named} (counted from 0)",
-            hint="points are x,y in pixels of the upright original image",
+            hint="points are x,y in pixels of the upright original; --outside clip or skip goes on",
         )
     return pixels

@@ -7,15 +7,15 @@ its border is that of the image, and nothing outside can be a target, be sampled
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 WINDOW_SHARE = 0.08  # window radius as a share of the longer grid side
-TEMPERATURE = 0.04  # of the softmax inside the window
-DUAL_TEMPERATURE = 0.1  # of the dual softmax
-MAX_BYTES = 256 * 2**20  # for the temporary tensors of one chunk
+
+Refine = Literal["window", "parabola", "none"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,38 @@ class Field:
         descriptors: one row of length one per cell, row-major.
         rows: cells from top to bottom.
         cols: cells from left to right.
+        open: cells that may be an answer; None is all of them. The others can still be sampled.
     """
 
     descriptors: Float32[Tensor, "n_patches dim"]
     rows: int
     cols: int
+    open: Bool[Tensor, " n_patches"] | None = None
+
+    def similarity(self, descriptors: Float32[Tensor, "n dim"]) -> Float32[Tensor, "n n_patches"]:
+        """Return the cosine of descriptors of length one to every cell; -inf where a cell may not answer."""
+        cosine = descriptors @ self.descriptors.T
+        return cosine if self.open is None else cosine.masked_fill_(~self.open, -torch.inf)
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """How a place between the cells is read from similarities at the cells.
+
+    Attributes:
+        refine: "window": the mean of the window around the peak, weighted by a softmax; "parabola": the top
+            of the parabola through the peak and its two neighbours, in x and in y; "none": the peak.
+        radius: of the window in cells; 0 takes 8 % of the longer grid side, at least 2.
+        temperature: of the softmax in the window; the smaller, the closer to the peak.
+    """
+
+    refine: Refine = "window"
+    radius: int = 0
+    temperature: float = 0.04
+
+    def radius_in(self, rows: int, cols: int) -> int:
+        """Return the radius of the window in a grid, in cells."""
+        return self.radius or max(2, round(WINDOW_SHARE * max(rows, cols)))
 
 
 @dataclass(frozen=True)
@@ -56,48 +83,15 @@ class Reading:
         cells: (x, y) of the answer, between cells, in the cell frame.
         variance: how far the votes scatter in x and y, in squared cells.
         score: highest cosine similarity.
-        peak: row-major index of the cell with that similarity.
+        second: highest cosine similarity outside the full window around the peak; -inf where there is none.
+        peak: row-major index of the cell with the highest similarity.
     """
 
     cells: Float32[Tensor, "n 2"]
     variance: Float32[Tensor, "n 2"]
     score: Float32[Tensor, " n"]
+    second: Float32[Tensor, " n"]
     peak: Int64[Tensor, " n"]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What the other cells of image 0 want, for every cell of image 1.
-
-    Attributes:
-        total: sum over the cells of image 0 of exp((similarity - 1) / DUAL_TEMPERATURE).
-        best: row-major index of the cell of image 0 that is most similar.
-    """
-
-    total: Float32[Tensor, " n_patches"]
-    best: Int64[Tensor, " n_patches"]
-
-
-@dataclass(frozen=True)
-class Correspondence:
-    """Answers in image 1 to queries in image 0, and how far they can be trusted.
-
-    Attributes:
-        reading: where the answers lie in image 1.
-        cycle_error: distance between each query and the way back from its answer, in cells of image 0.
-        confidence: dual softmax times the agreement of the cycle, in [0, 1].
-        mutual: whether the answering cell has the cell of the query as its nearest neighbour.
-    """
-
-    reading: Reading
-    cycle_error: Float32[Tensor, " n"]
-    confidence: Float32[Tensor, " n"]
-    mutual: Bool[Tensor, " n"]
-
-
-def window_radius(rows: int, cols: int) -> int:
-    """Return the radius of the read-out window for a grid, in cells."""
-    return max(2, round(WINDOW_SHARE * max(rows, cols)))
 
 
 def sample(field: Field, cells: Float32[Tensor, "n 2"]) -> Float32[Tensor, "n dim"]:
@@ -132,121 +126,67 @@ def window_around(peak: Int64[Tensor, " n"], rows: int, cols: int, radius: int) 
 
 
 def read_out(
-    similarity: Float32[Tensor, "n n_patches"], rows: int, cols: int, *, temperature: float = TEMPERATURE
+    similarity: Float32[Tensor, "n n_patches"], rows: int, cols: int, how: ReadOut | None = None
 ) -> Reading:
-    """Locate each query: the most similar cell, refined by a softmax over the window around it.
+    """Locate each query: the most similar cell, refined by its neighbours.
 
     Args:
         similarity: cosine of every query to every cell of the grid, row-major; -inf forbids a cell.
         rows: cells from top to bottom.
         cols: cells from left to right.
-        temperature: of the softmax; the smaller, the closer to the most similar cell.
+        how: window, temperature and refinement.
 
-    Source: the window soft-argmax of Zhang et al., "Telling Left from Right" (GeoAware-SC), CVPR 2024, with a
-        window that closes symmetrically at borders.
+    Source: the window soft-argmax of Zhang et al., "Telling Left from Right" (GeoAware-SC), CVPR 2024, with
+        -inf outside the window, and a window that closes symmetrically at borders.
     """
+    how = how or ReadOut()
     score, peak = similarity.max(dim=1)
-    window = window_around(peak, rows, cols, window_radius(rows, cols))
+    window = window_around(peak, rows, cols, how.radius_in(rows, cols))
     votes = similarity.gather(1, window.cells).masked_fill(~window.open, -torch.inf)
-    weights = torch.softmax(votes / temperature, dim=1)
-    shift = weights @ window.steps
-    variance = (weights @ window.steps.square() - shift.square()).clamp(min=0)
+    weights = torch.softmax(votes / how.temperature, dim=1)
+    mean = weights @ window.steps
+    variance = (weights @ window.steps.square() - mean.square()).clamp(min=0)
     center = torch.stack([peak % cols, peak // cols], dim=1).float()
-    return Reading(cells=center + shift, variance=variance, score=score, peak=peak)
+    if how.refine == "window":
+        center = center + mean
+    elif how.refine == "parabola":
+        center = center + _parabola_tops(similarity, peak, rows, cols)
+    second = similarity.scatter(1, window.cells, -torch.inf).amax(dim=1)
+    return Reading(cells=center, variance=variance, score=score, second=second, peak=peak)
 
 
-def summarise_columns(field0: Field, field1: Field, *, max_bytes: int = MAX_BYTES) -> Columns:
-    """Return, for every cell of image 1, what the cells of image 0 want of it."""
-    n_columns = len(field1.descriptors)
-    total = field1.descriptors.new_zeros(n_columns)
-    highest = field1.descriptors.new_full((n_columns,), -torch.inf)
-    best = torch.zeros(n_columns, dtype=torch.int64, device=total.device)
-    start = 0
-    for chunk in torch.split(field0.descriptors, _chunk_rows(field0, field1, max_bytes)):
-        similarity = chunk @ field1.descriptors.T
-        peak, row = similarity.max(dim=0)
-        better = peak > highest
-        highest, best = torch.where(better, peak, highest), torch.where(better, row + start, best)
-        total = total + ((similarity - 1) / DUAL_TEMPERATURE).exp().sum(dim=0)
-        start += len(chunk)
-    return Columns(total=total, best=best)
+def read_peaks(
+    similarity: Float32[Tensor, "n n_patches"], rows: int, cols: int, count: int, how: ReadOut | None = None
+) -> list[Reading]:
+    """Locate each query at its `count` highest peaks, best first, each outside the windows of those before.
 
-
-def correspond(
-    cells0: Float32[Tensor, "n 2"], field0: Field, field1: Field, *, max_bytes: int = MAX_BYTES
-) -> Correspondence:
-    """Find the place in image 1 that looks like each place of image 0, and check the way back.
-
-    Args:
-        cells0: places in image 0, in its cell frame.
-        field0: descriptors of image 0.
-        field1: descriptors of image 1, on the same device and of the same dim.
-        max_bytes: bound on the temporary tensors; the answer does not depend on it.
+    A peak that does not exist, because the windows cover the grid, has the score -inf.
     """
-    columns = summarise_columns(field0, field1, max_bytes=max_bytes)
-    chunks = torch.split(cells0, _chunk_rows(field0, field1, max_bytes))
-    parts = [_correspond_chunk(chunk, field0, field1, columns) for chunk in chunks]
-    return Correspondence(
-        reading=Reading(
-            cells=torch.cat([part.reading.cells for part in parts]),
-            variance=torch.cat([part.reading.variance for part in parts]),
-            score=torch.cat([part.reading.score for part in parts]),
-            peak=torch.cat([part.reading.peak for part in parts]),
-        ),
-        cycle_error=torch.cat([part.cycle_error for part in parts]),
-        confidence=torch.cat([part.confidence for part in parts]),
-        mutual=torch.cat([part.mutual for part in parts]),
-    )
+    how = how or ReadOut()
+    readings: list[Reading] = []
+    for _ in range(count):
+        reading = read_out(similarity, rows, cols, how)
+        readings.append(reading)
+        window = window_around(reading.peak, rows, cols, how.radius_in(rows, cols))
+        similarity = similarity.scatter(1, window.cells, -torch.inf)
+    return readings
 
 
-def _correspond_chunk(
-    cells0: Float32[Tensor, "n 2"], field0: Field, field1: Field, columns: Columns
-) -> Correspondence:
-    similarity = sample(field0, cells0) @ field1.descriptors.T
-    reading = read_out(similarity, field1.rows, field1.cols)
-    home = _cell_of(cells0, field0)
-    agreement = _dual_softmax(similarity, home, reading.peak, field0, field1, columns)
-    del similarity
-    back = read_out(sample(field1, reading.cells) @ field0.descriptors.T, field0.rows, field0.cols)
-    cycle_error = torch.linalg.vector_norm(back.cells - cells0, dim=1)
-    return Correspondence(
-        reading=reading,
-        cycle_error=cycle_error,
-        confidence=agreement * torch.exp(-cycle_error.square() / 2),
-        mutual=columns.best[reading.peak] == home,
-    )
+def _parabola_tops(
+    similarity: Float32[Tensor, "n n_patches"], peak: Int64[Tensor, " n"], rows: int, cols: int
+) -> Float32[Tensor, "n 2"]:
+    """Return how far from the peak a parabola through it and its neighbours is highest, in x and y.
 
-
-def _dual_softmax(
-    similarity: Float32[Tensor, "n n_targets"],
-    home: Int64[Tensor, " n"],
-    peak: Int64[Tensor, " n"],
-    field0: Field,
-    field1: Field,
-    columns: Columns,
-) -> Float32[Tensor, " n"]:
-    """Return the root of softmax over targets times softmax over sources, at its best in the window.
-
-    In the second softmax each query takes the place of the cell it falls in, so that it does not compete with
-    itself. Source: Sun et al., "LoFTR", CVPR 2021, equation 2, for queries between the cells.
+    At a border, beside a forbidden cell, or on a plateau it is the peak itself.
     """
-    window = window_around(peak, field1.rows, field1.cols, window_radius(field1.rows, field1.cols))
-    own = (field0.descriptors[home] @ field1.descriptors.T).gather(1, window.cells)
-    own = ((own - 1) / DUAL_TEMPERATURE).exp()
-    row_total = ((similarity - 1) / DUAL_TEMPERATURE).exp().sum(dim=1, keepdim=True)
-    mine = ((similarity.gather(1, window.cells) - 1) / DUAL_TEMPERATURE).exp()
-    column_total = (columns.total[window.cells] - own).clamp(min=0) + mine
-    joint = (mine / row_total) * (mine / column_total)
-    return joint.masked_fill(~window.open, 0).amax(dim=1).clamp(max=1).sqrt()
-
-
-def _cell_of(cells: Float32[Tensor, "n 2"], field: Field) -> Int64[Tensor, " n"]:
-    """Return the row-major index of the cell that each place falls in."""
-    nearest = cells.round().long()
-    return nearest[:, 1].clamp(0, field.rows - 1) * field.cols + nearest[:, 0].clamp(0, field.cols - 1)
-
-
-def _chunk_rows(field0: Field, field1: Field, max_bytes: int) -> int:
-    """Return how many queries fit `max_bytes`, when each needs four similarity rows and eight descriptors."""
-    n_patches, dim = max(len(field0.descriptors), len(field1.descriptors)), field0.descriptors.shape[1]
-    return max(1, max_bytes // (4 * (4 * n_patches + 8 * dim)))
+    shifts = []
+    for place, side, step in ((peak % cols, cols, 1), (peak // cols, rows, cols)):
+        inner = (place > 0) & (place < side - 1)
+        around = torch.stack(
+            [(peak - step) * inner + peak * ~inner, peak, (peak + step) * inner + peak * ~inner], 1
+        )
+        before, top, after = similarity.gather(1, around).unbind(dim=1)
+        bend = before - 2 * top + after
+        shift = ((before - after) / (2 * bend)).clamp(-0.5, 0.5)
+        shifts.append(torch.where(torch.isfinite(bend) & (bend < 0), shift, torch.zeros_like(shift)))
+    return torch.stack(shifts, dim=1)

@@ -164,4 +164,100 @@ class KeepAspect:
         return {"view": "keep-aspect", "size": self.size, "patch_size": self.patch_size, **_DECODE_RULES}
 
 
-View = CenterCrop | KeepAspect
+@dataclass(frozen=True)
+class Letterbox:
+    """The whole image, fitted into a square and centred; the rest of the square is padding.
+
+    Attributes:
+        size: side of the square, in pixels; a multiple of the patch.
+        patch_size: side of a patch, in pixels.
+
+    Raises:
+        ArgumentError: the square has fewer than four patches a side, or is no multiple of the patch.
+
+    Source: the evaluation of Zhang et al., "A Tale of Two Features" (sd-dino), 2023.
+    """
+
+    size: int = 518
+    patch_size: int = 14
+
+    def __post_init__(self) -> None:
+        _check_square(self.size, self.patch_size)
+
+    def place(self, width: int, height: int) -> Placement:
+        """Return the resize of the whole image, without the padding."""
+        scale = self.size / max(width, height)
+        fitted = (max(1, round(side * scale)) for side in (width, height))
+        return Placement((0.0, 0.0, float(width), float(height)), *fitted)
+
+    def grid(self, width: int, height: int) -> PatchGrid:
+        """Return where the patches lie in an original of this size; the outer ones may lie on padding."""
+        placed = self.place(width, height)
+        return PatchGrid(
+            rows=self.size // self.patch_size,
+            cols=self.size // self.patch_size,
+            patch_size=self.patch_size,
+            width=width,
+            height=height,
+            scale_x=placed.width / width,
+            scale_y=placed.height / height,
+            offset_x=float((self.size - placed.width) // 2),
+            offset_y=float((self.size - placed.height) // 2),
+        )
+
+    def describe(self) -> dict[str, object]:
+        """Return everything that changes the pixels, ready for JSON."""
+        return {"view": "letterbox", "size": self.size, "patch_size": self.patch_size, **_DECODE_RULES}
+
+
+@dataclass(frozen=True)
+class Squash:
+    """The whole image made square, its aspect ratio lost.
+
+    Attributes:
+        size: side of the square, in pixels; a multiple of the patch.
+        patch_size: side of a patch, in pixels.
+
+    Raises:
+        ArgumentError: the square has fewer than four patches a side, or is no multiple of the patch.
+
+    Source: the evaluation of Tang et al., "Emergent Correspondence from Image Diffusion" (DIFT), 2023.
+    """
+
+    size: int = 518
+    patch_size: int = 14
+
+    def __post_init__(self) -> None:
+        _check_square(self.size, self.patch_size)
+
+    def place(self, width: int, height: int) -> Placement:
+        """Return the resize of the whole image."""
+        return Placement((0.0, 0.0, float(width), float(height)), self.size, self.size)
+
+    def grid(self, width: int, height: int) -> PatchGrid:
+        """Return where the patches lie in an original of this size, in pixels."""
+        return PatchGrid(
+            rows=self.size // self.patch_size,
+            cols=self.size // self.patch_size,
+            patch_size=self.patch_size,
+            width=width,
+            height=height,
+            scale_x=self.size / width,
+            scale_y=self.size / height,
+        )
+
+    def describe(self) -> dict[str, object]:
+        """Return everything that changes the pixels, ready for JSON."""
+        return {"view": "squash", "size": self.size, "patch_size": self.patch_size, **_DECODE_RULES}
+
+
+View = CenterCrop | KeepAspect | Letterbox | Squash
+
+
+def _check_square(size: int, patch_size: int) -> None:
+    if patch_size < 1 or size < MIN_PATCHES * patch_size or size % patch_size:
+        nearest = max(MIN_PATCHES, round(size / max(1, patch_size))) * max(1, patch_size)
+        raise ArgumentError(
+            f"a square of {size} pixels cannot be cut into patches of {patch_size}",
+            hint=f"use a multiple of the patch, for instance {nearest}",
+        )

@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dinov2kit.architectures import ARCHITECTURES, ViTConfig
-from dinov2kit.blocks import NORM_EPS, Block, LayerScale
+from dinov2kit.blocks import NORM_EPS, Block, Facet, LayerScale
 from dinov2kit.errors import ArgumentError
+from dinov2kit.positions import interpolate_positions, subdivide_positions
 
 __all__ = ["ARCHITECTURES", "Tokens", "ViTConfig", "VisionTransformer", "interpolate_positions"]
 
@@ -47,9 +48,14 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch n_patches dim"]:
-        """Cut images into patches, row-major, and embed them."""
-        embedded: Tensor = self.proj(images)
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"], stride: int = 0
+    ) -> Float[Tensor, "batch n_patches dim"]:
+        """Cut images into patches, row-major, and embed them; a `stride` below the patch overlaps them."""
+        if not stride:
+            embedded: Tensor = self.proj(images)
+        else:
+            embedded = functional.conv2d(images, self.proj.weight, self.proj.bias, stride=stride)
         return embedded.flatten(2).transpose(1, 2)
 
 
@@ -128,8 +134,49 @@ class VisionTransformer(nn.Module):
         tokens = self._embed(images, masks)
         for block in self.blocks:
             tokens = block(tokens)
-        if images.ndim == 3:
-            tokens = tokens[0]
+        return self._finish(tokens if images.ndim == 4 else tokens[0])
+
+    def read_patches(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        *,
+        layer: int = -1,
+        facet: Facet = "token",
+        norm: bool = True,
+        stride: int = 0,
+    ) -> tuple[Tokens, Float[Tensor, "batch n_patches dim"]]:
+        """Compute the tokens, and what the patches say inside the network.
+
+        Args:
+            images: normalised RGB; both sides are multiples of the patch size.
+            layer: block to read, from 0; negative numbers count from the last one.
+            facet: "token" is the token after the block; "query", "key" and "value" are those of its
+                attention, all heads side by side.
+            norm: pass tokens through the final norm; the other facets never do.
+            stride: pixels from one patch to the next, a divisor of the patch size; 0 is the patch size.
+
+        Returns: the tokens as `forward` has them, and one row per patch, row-major, without any other token.
+
+        Raises:
+            ArgumentError: the layer does not exist, the stride does not divide the patch size, or the images
+                have a wrong shape.
+
+        Source: Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021 (facets, overlap).
+        """
+        depth, first_patch = self.config.depth, 1 + self.config.num_registers
+        if not -depth <= layer < depth:
+            raise ArgumentError(
+                f"layer {layer} was asked of a model with {depth}; wanted {-depth} to {depth - 1}"
+            )
+        tokens = self._embed(images, None, stride)
+        for i, block in enumerate(self.blocks):
+            before, tokens = tokens, block(tokens)
+            if i == layer % depth:
+                read = tokens if facet == "token" else block.attn.facet(block.norm1(before), facet)
+        read = self.norm(read) if norm and facet == "token" else read
+        return self._finish(tokens), read[:, first_patch:]
+
+    def _finish(self, tokens: Float[Tensor, "*batch n_tokens dim"]) -> Tokens:
         normed = self.norm(tokens)
         first_patch = 1 + self.config.num_registers
         return Tokens(
@@ -228,10 +275,18 @@ class VisionTransformer(nn.Module):
             )
         return height // patch, width // patch
 
-    def _embed(self, images: Tensor, masks: Tensor | None) -> Float[Tensor, "batch n_tokens dim"]:
+    def _embed(
+        self, images: Tensor, masks: Tensor | None, stride: int = 0
+    ) -> Float[Tensor, "batch n_tokens dim"]:
         """Turn images into the tokens that the first block takes."""
         rows, cols = self._grid(images)
-        patches: Tensor = self.patch_embed(images.to(self.cls_token.dtype).reshape(-1, *images.shape[-3:]))
+        if stride and self.config.patch_size % stride:
+            raise ArgumentError(
+                f"a stride of {stride} pixels does not divide patches of {self.config.patch_size}",
+                hint="patches are shared by whole parts only: use half a patch, or none",
+            )
+        flat = images.to(self.cls_token.dtype).reshape(-1, *images.shape[-3:])
+        patches: Tensor = self.patch_embed(flat, stride)
         if masks is not None:
             if masks.shape != (*images.shape[:-3], rows * cols):
                 raise ArgumentError(
@@ -247,41 +302,10 @@ class VisionTransformer(nn.Module):
             offset=self.config.interpolate_offset,
             antialias=self.config.interpolate_antialias,
         ).to(patches.dtype)
+        between = subdivide_positions(
+            positions[:, 1:], rows=rows, cols=cols, parts=self.config.patch_size // stride if stride else 1
+        ).to(patches.dtype)
         leading = self.cls_token + positions[:, :1]
         if self.register_tokens is not None:
             leading = torch.cat([leading, self.register_tokens], dim=1)
-        return torch.cat([leading.expand(len(patches), -1, -1), patches + positions[:, 1:]], dim=1)
-
-
-def interpolate_positions(
-    pos_embed: Float[Tensor, "1 n_stored dim"], *, rows: int, cols: int, offset: float, antialias: bool
-) -> Float[Tensor, "1 n_wanted dim"]:
-    """Fit stored position embeddings to a grid of rows x cols patches; the class entry stays first.
-
-    The released weights without registers were made with an offset of 0.1 patch: the sampling positions then
-    follow the factor (rows + 0.1) / side, not the true ratio. It is part of their published behaviour.
-
-    Args:
-        pos_embed: the class entry, then the entries of a square grid, row-major.
-        rows: wanted patches from top to bottom.
-        cols: wanted patches from left to right.
-        offset: added to rows and cols before the scale is computed; 0 uses the true ratio.
-        antialias: smooth when the grid shrinks.
-
-    Returns: `pos_embed` itself when the grid is as stored, else bicubic interpolation in fp32.
-    """
-    side = math.isqrt(pos_embed.shape[1] - 1)
-    if rows == cols == side:
-        return pos_embed
-    exact = pos_embed.float()
-    stored = exact[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    fitted = functional.interpolate(
-        stored,
-        size=None if offset else (rows, cols),
-        scale_factor=((rows + offset) / side, (cols + offset) / side) if offset else None,
-        mode="bicubic",
-        align_corners=False,
-        antialias=antialias,
-    )
-    assert fitted.shape[-2:] == (rows, cols)
-    return torch.cat([exact[:, :1], fitted.flatten(2).transpose(1, 2)], dim=1)
+        return torch.cat([leading.expand(len(patches), -1, -1), patches + between], dim=1)

@@ -6,7 +6,7 @@ python examples/match_two.py [PHOTO0 PHOTO1] [PICTURE] [MODEL]
 import sys
 from pathlib import Path
 
-from dinov2kit import Encoder, draw_matches, match
+from dinov2kit import Encoder, FeatureSpec, draw_matches, match
 from dinov2kit.draw import write_image
 from dinov2kit.images import read_image
 
@@ -18,7 +18,8 @@ def main(
     model: str = "untrained:vitt14",
 ) -> None:
     encoder = Encoder(model)
-    matches = match(encoder.encode(photo0, size=420), encoder.encode(photo1, size=420), num=40)
+    features0, features1 = (encoder.encode(photo, FeatureSpec(size=420)) for photo in (photo0, photo1))
+    matches = match(features0, features1, num=40)
     for row in matches.confidence.argsort()[::-1][:5]:
         (x0, y0), (x1, y1) = matches.keypoints0[row], matches.keypoints1[row]
         print(f"({x0:.1f}, {y0:.1f}) -> ({x1:.1f}, {y1:.1f})  confidence {matches.confidence[row]:.3f}")

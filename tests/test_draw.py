@@ -21,6 +21,7 @@ def matches_of(keypoints0: list[list[float]], keypoints1: list[list[float]], kep
         confidence=np.linspace(0.8, 0.2, n, dtype=np.float32),
         cycle_error=np.zeros(n, np.float32),
         uncertainty=np.ones(n, np.float32),
+        ratio=np.ones(n, np.float32),
         kept=np.array(kept, bool),
     )
 

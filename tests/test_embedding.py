@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from dinov2kit import ArgumentError, Encoder, ImageError
 from dinov2kit.cli import app
 from dinov2kit.embedding import write_descriptors
+from dinov2kit.features import FeatureSpec
 from dinov2kit.images import list_images, load_picture
 
 
@@ -61,7 +62,7 @@ def test_rows_are_the_descriptors_in_the_order_of_the_inputs(encoder, photos, wa
 def test_local_descriptors_come_with_their_grid(encoder, photos, tmp_path):
     out = tmp_path / "out.h5"
     write_descriptors(encoder, photos, out, patches=True, size=112)
-    features = encoder.encode(photos[3], size=112)
+    features = encoder.encode(photos[3], FeatureSpec(size=112))
     with h5py.File(out) as file:
         group = file["local/2"]
         np.testing.assert_allclose(group["descriptors"][:], features.local_descriptors.numpy(), atol=1e-3)

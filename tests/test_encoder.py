@@ -9,6 +9,7 @@ from PIL import Image
 from skimage import data
 
 from dinov2kit import ArgumentError, DeviceError, Encoder
+from dinov2kit.features import FeatureSpec
 from dinov2kit.images import load_picture
 from dinov2kit.views import KeepAspect
 
@@ -77,7 +78,7 @@ def test_eight_exif_orientations_of_one_photo_give_one_descriptor(encoder, photo
 
 def test_features_live_on_the_grid_of_the_whole_image(encoder):
     photo = data.chelsea()  # 300 x 451
-    features = encoder.encode(photo, size=224)
+    features = encoder.encode(photo, FeatureSpec(size=224))
     assert (features.grid.rows, features.grid.cols) == (11, 16)
     assert features.patch_tokens.shape == (11 * 16, 192)
     assert features.register_tokens.shape == (4, 192)

@@ -30,7 +30,7 @@ def test_at_scale_one_the_first_patch_center_is_the_middle_of_its_14_pixels():
     expected = [(x, y) for y in (6.5, 20.5) for x in (6.5, 20.5, 34.5)]
     np.testing.assert_array_equal(grid.centers(), np.array(expected, np.float32))
     assert grid.n_patches == 6
-    assert grid.patch_px == (14, 14)
+    assert grid.cell_px == (14, 14)
 
 
 def test_a_pixel_wide_patch_maps_to_itself():

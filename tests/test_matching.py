@@ -76,7 +76,7 @@ def test_points_go_where_the_scene_says_whatever_the_resizing(grid1: PatchGrid) 
     found = match(scene_features(replace(KEEP, width=640, height=480)), scene_features(grid1), points=points)
     truth = points * (grid1.height / 480)
     error = np.linalg.norm(found.keypoints1 - truth, axis=1)
-    assert np.median(error) < 0.07 * max(grid1.patch_px)
+    assert np.median(error) < 0.07 * max(grid1.cell_px)
     assert found.kept.mean() > 0.95
 
 
@@ -210,5 +210,5 @@ def test_json_holds_every_match_with_its_name() -> None:
     assert (first["id"], first["name"], second["name"]) == (0, "eye", None)
     assert (second["x0"], second["y0"]) == (300.25, 200.5)
     assert set(first) == {
-        *("id", "name", "x0", "y0", "x1", "y1", "score", "confidence", "cycle_error", "uncertainty", "kept")
+        *("id", "name", "x0", "y0", "x1", "y1", "score", "confidence", "cycle_error", "uncertainty", "ratio", "kept")
     }

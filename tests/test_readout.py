@@ -5,15 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinov2kit.readout import (
-    Field,
-    correspond,
-    read_out,
-    sample,
-    summarise_columns,
-    window_around,
-    window_radius,
-)
+from dinov2kit.correspondence import correspond, summarise_columns
+from dinov2kit.readout import Field, ReadOut, read_out, read_peaks, sample, window_around
 
 ROWS = COLS = 30
 PATCH = 14.0
@@ -128,7 +121,7 @@ def test_a_weak_peak_is_read_inside_its_window_and_not_pulled_to_the_centre() ->
     row, col = 24, 6
     similarity[0, row * COLS + col] = 0.15
     reading = read_out(similarity, ROWS, COLS)
-    radius = window_radius(ROWS, COLS)
+    radius = ReadOut().radius_in(ROWS, COLS)
     assert (reading.cells[0] - torch.tensor([col, row])).abs().max() <= radius
     zeroed = torch.zeros_like(similarity)  # what masking with zero instead of -inf would give
     window = window_around(torch.tensor([row * COLS + col]), ROWS, COLS, radius)
@@ -177,7 +170,7 @@ def test_confidence_is_the_dual_softmax_written_out() -> None:
     found = correspond(cells, field0, field1)
     similarity = field0.descriptors @ field1.descriptors.T
     joint = torch.softmax(similarity / 0.1, dim=1) * torch.softmax(similarity / 0.1, dim=0)
-    window = window_around(found.reading.peak, 8, 5, window_radius(8, 5))
+    window = window_around(found.reading.peak, 8, 5, ReadOut().radius_in(8, 5))
     best = joint.gather(1, window.cells).masked_fill(~window.open, 0).amax(dim=1)
     expected = best.sqrt() * torch.exp(-found.cycle_error.square() / 2)
     torch.testing.assert_close(found.confidence, expected, atol=1e-5, rtol=1e-4)

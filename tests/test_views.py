@@ -71,7 +71,7 @@ def test_keep_aspect_sees_the_whole_image_in_whole_patches(width, height):
 @given(width=sides, height=sides)
 def test_the_grid_puts_the_corner_patches_at_the_corners(width, height):
     grid = KeepAspect().grid(width, height)
-    patch_width, patch_height = grid.patch_px
+    patch_width, patch_height = grid.cell_px
     centers = grid.centers()
     np.testing.assert_allclose(
         centers[0], (patch_width / 2 - 0.5, patch_height / 2 - 0.5), rtol=1e-6, atol=1e-3
