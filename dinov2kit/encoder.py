@@ -180,6 +180,15 @@ class Encoder:
         self._undecided = False
 
 
+def suitable_size(device: str) -> int:
+    """Return the longer side for local descriptors that a device computes in a second or less.
+
+    Raises:
+        DeviceError: the device is absent.
+    """
+    return 840 if _choose_device(device).type == "cuda" else 518
+
+
 def _normalise(pixels: UInt8[Tensor, "batch height width 3"]) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255
     std = torch.tensor(IMAGENET_STD, device=pixels.device) * 255

@@ -19,6 +19,8 @@ KitError                    base; `message` says what happened, what was got and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class KitError(Exception):
     """Base of all errors of this project.
@@ -95,3 +97,13 @@ class StoreCorrupt(StoreError):
 
 class PruneRefused(StoreError):
     """Too many files vanished at once; nothing was removed."""
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of those that there are.
+
+    Raises:
+        ArgumentError: it is none of them.
+    """
+    if value not in choices:
+        raise ArgumentError(f"unknown {name} {value!r}; wanted one of {', '.join(choices)}")

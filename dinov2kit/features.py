@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from dinov2kit.blocks import Facet
-from dinov2kit.errors import ArgumentError
+from dinov2kit.errors import ArgumentError, check_choice
 from dinov2kit.grid import PatchGrid
 from dinov2kit.views import KeepAspect, Letterbox, Squash
 
@@ -50,12 +50,8 @@ class FeatureSpec:
     mirrored: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("resize", self.resize, get_args(Resize)),
-            ("facet", self.facet, get_args(Facet)),
-        ):
-            if value not in known:
-                raise ArgumentError(f"unknown {name} {value!r}; wanted one of {', '.join(known)}")
+        check_choice("resize", self.resize, get_args(Resize))
+        check_choice("facet", self.facet, get_args(Facet))
         if self.stride < 0 or self.debias < 0:
             raise ArgumentError(f"stride is {self.stride} and debias {self.debias}; wanted 0 or more")
         if self.turns not in range(4):

@@ -43,16 +43,25 @@ class Matches:
     def __len__(self) -> int:
         return len(self.score)
 
-    def to_json(self, *, names: Sequence[str | None] = ()) -> dict[str, object]:
-        """Return a dict that `json.dumps` takes, one entry per match in order.
+    def to_json(
+        self,
+        *,
+        names: Sequence[str | None] = (),
+        ids: Sequence[int | str] = (),
+        inliers: Bool[np.ndarray, " n"] | None = None,
+    ) -> list[dict[str, object]]:
+        """Return one dict per match, in order, that `json.dumps` takes.
 
         Args:
             names: names of the keypoints, one per match, or none at all.
+            ids: what identifies the keypoints; without them their place in the list does.
+            inliers: whether a model of the geometry explains the match.
         """
-        labels = list(names) or [None] * len(self)
-        rows = [
+        labels, numbers = list(names) or [None] * len(self), list(ids) or list(range(len(self)))
+        others = self.alternatives or ((),) * len(self)
+        return [
             {
-                "id": i,
+                "id": numbers[i],
                 "name": labels[i],
                 "x0": round(float(self.keypoints0[i, 0]), 3),
                 "y0": round(float(self.keypoints0[i, 1]), 3),
@@ -63,14 +72,15 @@ class Matches:
                 "cycle_error": round(float(self.cycle_error[i]), 3),
                 "uncertainty": round(float(self.uncertainty[i]), 3),
                 "ratio": round(float(self.ratio[i]), 4),
+                "inlier": None if inliers is None else bool(inliers[i]),
                 "kept": bool(self.kept[i]),
+                "alternatives": [
+                    {"x1": round(x, 3), "y1": round(y, 3), "score": round(score, 5)}
+                    for x, y, score in others[i]
+                ],
             }
             for i in range(len(self))
         ]
-        return {
-            "coords": "x right, y down, in pixels; (0, 0) is the centre of the first pixel",
-            "matches": rows,
-        }
 
     def take(self, rows: Int64[np.ndarray, " k"]) -> Matches:
         """Return the matches of these rows, in this order."""

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from dinov2kit.correspondence import Correspondence, correspond
-from dinov2kit.errors import ArgumentError, MatchError
+from dinov2kit.errors import ArgumentError, MatchError, check_choice
 from dinov2kit.features import Features
 from dinov2kit.grid import PatchGrid
 from dinov2kit.matches import Matches
@@ -24,7 +24,7 @@ from dinov2kit.readout import Field, Reading, ReadOut, Refine, sample
 from dinov2kit.selection import Keypointing, choose
 from dinov2kit.shapes import Keypoints
 
-__all__ = ["MatchSpec", "Matches", "match", "match_all"]
+__all__ = ["MatchSpec", "Matches", "match", "match_all", "similarity_map"]
 
 SHOWN_INDEXES = 10  # how many offending points an error names
 ARTEFACT_DEVIATIONS, ARTEFACT_FACTOR = 5.0, 1.5  # a token is an artefact when longer than both say
@@ -60,10 +60,7 @@ class MatchSpec:
     modes: int = 1
 
     def __post_init__(self) -> None:
-        if self.refine not in get_args(Refine):
-            raise ArgumentError(
-                f"unknown refine {self.refine!r}; wanted one of {', '.join(get_args(Refine))}"
-            )
+        check_choice("refine", self.refine, get_args(Refine))
         wanted = {
             "max_cycle": (self.max_cycle >= 0, "0 patches or more"),
             "window": (self.window >= 0, "0 or more patches"),
@@ -144,6 +141,26 @@ def match_all(
     """
     (field0, grid0), (field1, grid1) = _fields(features0, features1, mask0, mask1)
     return _carry(grid0.centers(), (field0, grid0), (field1, grid1), spec or MatchSpec()), grid0
+
+
+def similarity_map(
+    features0: Features, features1: Features, point: Float32[np.ndarray, " 2"]
+) -> tuple[Float32[np.ndarray, "rows cols"], PatchGrid]:
+    """Return the cosine of one point of image 0 to every patch of image 1 that lies on the image.
+
+    Args:
+        features0: features of image 0.
+        features1: features of image 1, from the same model.
+        point: (x, y) in pixels of image 0.
+
+    Raises:
+        ArgumentError: the point is not on image 0.
+        MatchError: as `match`.
+    """
+    (field0, grid0), (field1, grid1) = _fields(features0, features1, None, None)
+    cell = torch.from_numpy(grid0.to_cells(_checked_points(point[None], grid0))).to(field0.descriptors.device)
+    cosine = sample(field0, cell) @ field1.descriptors.T
+    return cosine.view(grid1.rows, grid1.cols).cpu().numpy(), grid1
 
 
 def _carry(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -50,9 +50,7 @@ def choose(
         return _on_lattice(matches, num)
     if how == "kmeans" and descriptors is not None:
         return _one_per_group(matches, descriptors, num)
-    raise ArgumentError(
-        f"cannot choose keypoints by {how!r} here; wanted one of {', '.join(get_args(Keypointing))}"
-    )
+    raise ArgumentError(f"cannot choose keypoints by {how!r} from matches alone")
 
 
 def sift_keypoints(image: Image, num: int) -> Keypoints:

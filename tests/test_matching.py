@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from dinov2kit.errors import ArgumentError, MatchError
 from dinov2kit.features import Features
 from dinov2kit.grid import PatchGrid
-from dinov2kit.matching import match
+from dinov2kit.matching import MatchSpec, match, match_all, similarity_map
 
 KEEP = PatchGrid(rows=30, cols=40, patch_size=14, width=640, height=480, scale_x=0.875, scale_y=0.875)
 SQUASH = PatchGrid(
@@ -123,10 +124,10 @@ def test_points_are_never_filtered_but_marked() -> None:
     np.testing.assert_array_equal(found.keypoints0, points)
     assert 0 < found.kept.sum() < len(points) / 2
     np.testing.assert_array_equal(found.kept, found.cycle_error <= 1.0)
-    strict = match(features0, features1, points=points, mutual=True)
+    strict = match(features0, features1, points=points, spec=MatchSpec(mutual=True))
     assert strict.kept.sum() <= found.kept.sum()
     assert not (strict.kept & ~found.kept).any()
-    assert match(features0, features1, points=points, max_cycle=1e9).kept.all()
+    assert match(features0, features1, points=points, spec=MatchSpec(max_cycle=1e9)).kept.all()
 
 
 def test_chosen_keypoints_are_kept_ranked_and_spread() -> None:
@@ -152,9 +153,9 @@ def test_more_keypoints_than_there_are_returns_all_that_pass() -> None:
 def test_no_match_at_all_is_an_empty_answer() -> None:
     features0 = noise_features(KEEP, seed=1)
     tiny = replace(SQUASH, rows=1, cols=1, width=14, height=14, scale_x=1.0, scale_y=1.0)
-    found = match(features0, noise_features(tiny), max_cycle=0.0)
+    found = match(features0, noise_features(tiny), spec=MatchSpec(max_cycle=0.0))
     assert len(found) == 0
-    assert found.to_json()["matches"] == []
+    assert found.to_json() == []
 
 
 def test_uncertainty_is_in_pixels_of_image_1() -> None:
@@ -182,11 +183,135 @@ def test_points_of_the_wrong_shape_are_refused(points: object) -> None:
         match(features, features, points=points)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [{"num": 0}, {"max_cycle": -1.0}, {"max_cycle": float("nan")}])
-def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
-    features = noise_features(SQUASH)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"max_cycle": -1.0}, {"max_cycle": float("nan")}, {"window": -1}, {"temperature": 0.0}),
+        *({"modes": 0}, {"max_ratio": 0.0}, {"min_score": 1.5}, {"refine": "spline"}),
+    ],
+)
+def test_options_out_of_range_are_refused(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is outside of tests
     with pytest.raises(ArgumentError, match="wanted"):
-        match(features, features, **options)  # type: ignore[arg-type]
+        MatchSpec(**options)
+
+
+def test_less_than_one_keypoint_is_refused() -> None:
+    features = noise_features(SQUASH)
+    with pytest.raises(ArgumentError, match="num is 0"):
+        match(features, features, num=0)
+
+
+def test_every_check_marks_what_it_says() -> None:
+    features0, features1 = noise_features(KEEP, seed=1), noise_features(SQUASH, seed=2)
+    points = KEEP.centers()[::3]
+    found = match(features0, features1, points=points, spec=MatchSpec(max_cycle=1e9))
+    low, ratio = float(np.median(found.score)), float(np.median(found.ratio))
+    by_score = match(features0, features1, points=points, spec=MatchSpec(max_cycle=1e9, min_score=low))
+    np.testing.assert_array_equal(by_score.kept, found.score >= low)
+    by_ratio = match(features0, features1, points=points, spec=MatchSpec(max_cycle=1e9, max_ratio=ratio))
+    np.testing.assert_array_equal(by_ratio.kept, found.ratio <= np.float32(ratio))
+    assert 0 < by_ratio.kept.sum() < len(points)
+
+
+def test_the_ratio_compares_with_the_best_patch_outside_the_window() -> None:
+    features0, features1 = noise_features(KEEP, seed=1), noise_features(SQUASH, seed=2)
+    points = KEEP.centers()[::50]
+    found = match(features0, features1, points=points)
+    cosine = (features0.local_descriptors @ features1.local_descriptors.T)[::50].view(-1, 24, 24)
+    for row, similarity in enumerate(cosine):
+        y, x = divmod(int(similarity.argmax()), 24)
+        outside = similarity.clone()
+        outside[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3] = -1  # 8 % of 24 is less than 2
+        expected = (1 - similarity.max()) / (1 - outside.max())
+        assert found.ratio[row] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_repeated_structure_shows_in_its_other_places() -> None:
+    """Image 1 shows image 0 twice, side by side; the copy is a little less alike."""
+    features0 = noise_features(SQUASH, seed=1)
+    grid1 = replace(SQUASH, cols=48, width=1000)
+    rows = features0.patch_tokens.view(24, 24, -1)
+    copy = rows + 0.3 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(5)) * 3
+    features1 = features_of(grid1, torch.cat([rows, copy], dim=1).flatten(0, 1) / 3)
+    points = SQUASH.centers().reshape(24, 24, 2)[5:19, 5:19].reshape(-1, 2)
+    found = match(features0, features1, points=points, spec=MatchSpec(modes=2))
+    np.testing.assert_allclose(found.keypoints1, points, atol=8)
+    second = np.array([peaks[0] for peaks in found.alternatives])
+    np.testing.assert_allclose(second[:, :2], points + np.array([500, 0]), atol=8)
+    assert (second[:, 2] < found.score).all()
+    assert len(match(features0, features1, points=points).alternatives) == 0
+    (row,) = found.take(np.array([3])).to_json()
+    assert [set(peak) for peak in row["alternatives"]] == [{"x1", "y1", "score"}]
+
+
+def test_peaks_that_do_not_exist_are_left_out() -> None:
+    tiny = replace(SQUASH, rows=4, cols=4, width=56, height=56, scale_x=1.0, scale_y=1.0)
+    features = noise_features(tiny)
+    found = match(features, features, points=[[20, 20]], spec=MatchSpec(modes=3))
+    assert len(found.alternatives[0]) < 2
+
+
+def test_a_masked_patch_is_never_an_answer_nor_kept() -> None:
+    features = noise_features(SQUASH)
+    left = (np.arange(SQUASH.n_patches) % 24) < 12
+    found, grid = match_all(features, features, mask0=left)
+    assert grid == SQUASH
+    np.testing.assert_array_equal(found.kept, left)
+    found, _ = match_all(features, features, mask1=left)
+    assert found.keypoints1[:, 0].max() < 260
+    np.testing.assert_array_equal(found.kept[left], True)
+
+
+def test_a_mask_changes_nothing_for_what_it_leaves_when_the_rest_does_not_compete() -> None:
+    """Patches outside of both masks are orthogonal to those inside: the confidences must stay as they are."""
+    left = (np.arange(SQUASH.n_patches) % 24) < 12
+    tokens = torch.randn(SQUASH.n_patches, 64, generator=torch.Generator().manual_seed(0))
+    tokens[left, 32:], tokens[~left, :32] = 0, 0
+    features = features_of(SQUASH, tokens)
+    masked, _ = match_all(features, features, mask0=left, mask1=left)
+    part = replace(SQUASH, cols=12, width=250)
+    alone, _ = match_all(*[features_of(part, tokens[left])] * 2)
+    inner = left & ((np.arange(SQUASH.n_patches) % 24) < 9)  # the window of the rest reaches the mask's edge
+    np.testing.assert_allclose(masked.confidence[inner], alone.confidence[inner[left]], atol=1e-4)
+
+
+def test_masks_that_leave_nothing_or_do_not_fit_are_refused() -> None:
+    features = noise_features(SQUASH)
+    with pytest.raises(MatchError, match="image 1"):
+        match(features, features, mask1=np.zeros(SQUASH.n_patches, bool))
+    with pytest.raises(ArgumentError, match="mask0 has 3 patches; wanted 576"):
+        match(features, features, mask0=np.ones(3, bool))
+
+
+def test_artefact_tokens_are_no_answers() -> None:
+    """A token with a huge norm that looks like everything would win everywhere."""
+    features0, features1 = noise_features(SQUASH, seed=1), noise_features(SQUASH, seed=1)
+    hub = 300
+    features1.patch_tokens[hub] = features0.patch_tokens[100]
+    points = SQUASH.centers()[[100]]
+    lengths = torch.full((SQUASH.n_patches,), 40.0) + torch.rand(SQUASH.n_patches)
+    features1.patch_tokens[100] *= 0.5
+    features1.patch_tokens[100] += 0.3 * features1.patch_tokens[101]
+    fooled = match(features0, replace(features1, magnitudes=lengths), points=points)
+    np.testing.assert_allclose(fooled.keypoints1, SQUASH.centers()[[hub]], atol=3)
+    lengths[hub] = 300
+    sound = match(features0, replace(features1, magnitudes=lengths), points=points)
+    np.testing.assert_allclose(sound.keypoints1, SQUASH.centers()[[100]], atol=10)
+
+
+def test_the_heat_of_a_point_is_its_cosine_to_every_patch_on_the_image() -> None:
+    features0, features1 = noise_features(SQUASH, seed=1), noise_features(LETTERBOX, seed=2)
+    center = SQUASH.centers()[77]
+    heat, grid = similarity_map(features0, features1, center)
+    inside = LETTERBOX.inside()
+    expected = (features1.local_descriptors @ features0.local_descriptors[77])[torch.from_numpy(inside)]
+    np.testing.assert_allclose(heat.ravel(), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(grid.centers(), LETTERBOX.centers()[inside], atol=1e-3)
+    with pytest.raises(ArgumentError, match="not on image 0"):
+        similarity_map(features0, features1, np.array([-5, 3], np.float32))
 
 
 def test_features_of_two_models_are_refused() -> None:
@@ -205,10 +330,12 @@ def test_features_with_nan_are_refused() -> None:
 def test_json_holds_every_match_with_its_name() -> None:
     features = noise_features(SQUASH)
     found = match(features, features, points=[[10, 20], [300.25, 200.5]])
-    document = json.loads(json.dumps(found.to_json(names=["eye", None])))
-    first, second = document["matches"]
-    assert (first["id"], first["name"], second["name"]) == (0, "eye", None)
+    rows = found.to_json(names=["eye", None], ids=[7, "b"], inliers=np.array([True, False]))
+    first, second = json.loads(json.dumps(rows))
+    assert (first["id"], first["name"], second["name"]) == (7, "eye", None)
+    assert (second["id"], first["inlier"], second["inlier"]) == ("b", True, False)
     assert (second["x0"], second["y0"]) == (300.25, 200.5)
     assert set(first) == {
-        *("id", "name", "x0", "y0", "x1", "y1", "score", "confidence", "cycle_error", "uncertainty", "ratio", "kept")
+        *("id", "name", "x0", "y0", "x1", "y1", "score", "confidence", "cycle_error", "uncertainty"),
+        *("ratio", "inlier", "kept", "alternatives"),
     }

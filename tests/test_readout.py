@@ -1,5 +1,7 @@
 """The read-out is proved on fields whose truth is known in closed form; no weights are involved."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,69 @@ def test_mutual_neighbours_are_those_of_the_full_similarity() -> None:
     expected = similarity.argmax(dim=0)[similarity.argmax(dim=1)] == torch.arange(42)
     assert torch.equal(found.mutual, expected)
     assert 0 < int(expected.sum()) < 42
+
+
+def test_a_parabola_finds_the_top_of_a_parabola_and_a_bare_peak_stays_on_its_cell() -> None:
+    cells = torch.from_numpy(all_cells(9, 11)).float()
+    top = torch.tensor([6.3, 3.8])
+    similarity = 0.8 - 0.02 * (cells - top).square().sum(dim=1)[None]
+    torch.testing.assert_close(
+        read_out(similarity, 9, 11, ReadOut("parabola")).cells[0], top, atol=1e-4, rtol=0
+    )
+    bare = read_out(similarity, 9, 11, ReadOut("none"))
+    assert bare.cells[0].tolist() == [6, 4]
+    assert bare.variance.min() > 0  # the window still says how sharp the peak is
+
+
+def test_a_parabola_needs_both_neighbours() -> None:
+    similarity = torch.zeros(3, 25)
+    similarity[0, 0] = 1  # a corner
+    similarity[1, [12, 13]] = torch.tensor([1.0, 0.9])
+    similarity[1, 11] = -torch.inf  # a closed neighbour in x, none in y
+    found = read_out(similarity, 5, 5, ReadOut("parabola")).cells  # the third row is a plateau
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [2.0, 2.0], [0.0, 0.0]]))
+
+
+def test_a_colder_window_is_closer_to_the_peak_and_a_wider_one_sees_further() -> None:
+    similarity = torch.zeros(1, 121)
+    similarity[0, [60, 61, 64]] = torch.tensor([0.5, 0.45, 0.45])
+    shift = {
+        (radius, temperature): read_out(similarity, 11, 11, ReadOut("window", radius, temperature)).cells[
+            0, 0
+        ]
+        for radius in (2, 4)
+        for temperature in (0.02, 0.2)
+    }
+    assert 5 < shift[2, 0.02] < shift[2, 0.2]
+    assert shift[4, 0.02] > shift[2, 0.02]
+    expected = np.exp(0.45 / 0.02) / (np.exp(0.5 / 0.02) + np.exp(0.45 / 0.02) + 23)
+    assert shift[2, 0.02].item() == pytest.approx(5 + expected, abs=1e-3)
+
+
+def test_the_peaks_of_a_query_are_those_of_its_repeats_best_first() -> None:
+    similarity = torch.full((1, 400), 0.1)
+    for cell, height in ((42, 0.7), (43, 0.69), (250, 0.9), (358, 0.8)):
+        similarity[0, cell] = height
+    peaks = read_peaks(similarity, 20, 20, 3)
+    assert [peak.peak.item() for peak in peaks] == [250, 358, 42]  # 43 stands in the window of 42
+    assert peaks[0].second.item() == pytest.approx(0.8)
+    assert similarity.max() == pytest.approx(0.9)  # the argument is left as it was
+
+
+def test_a_closed_cell_is_no_answer_and_no_competitor() -> None:
+    field0, field1 = random_field(6, 7, dim=8, seed=4), random_field(8, 5, dim=8, seed=5)
+    cells = torch.from_numpy(all_cells(6, 7)).float()
+    open0, open1 = (torch.rand(n, generator=torch.Generator().manual_seed(n)) < 0.6 for n in (42, 40))
+    found = correspond(cells, replace(field0, open=open0), replace(field1, open=open1))
+    similarity = field0.descriptors @ field1.descriptors.T
+    closed = similarity.masked_fill(~open1, -torch.inf)
+    torch.testing.assert_close(found.reading.peak, closed.argmax(dim=1))
+    rows = torch.softmax(closed / 0.1, dim=1)
+    columns = torch.softmax(similarity.masked_fill(~open0[:, None], -torch.inf) / 0.1, dim=0)
+    window = window_around(found.reading.peak, 8, 5, ReadOut().radius_in(8, 5))
+    best = (rows * columns).gather(1, window.cells).masked_fill(~window.open, 0).amax(dim=1)
+    expected = best.sqrt() * torch.exp(-found.cycle_error.square() / 2)
+    torch.testing.assert_close(found.confidence[open0], expected[open0], atol=1e-5, rtol=1e-4)
 
 
 def test_chunked_equals_unchunked() -> None:
