@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from dinov2kit.features import FeatureSpec
+    from dinov2kit.pairs import LocalEncoder
 
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -56,3 +61,53 @@ def parse_seconds(text: str) -> float:
     if not found:
         raise typer.BadParameter(f"{text!r} is no time; write for instance 30m or 1h")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+SizeOption = Annotated[
+    int, typer.Option(metavar="PX", help="Longer side of the network input; 0: 840 on CUDA, else 518.")
+]
+ResizeOption = Annotated[
+    str, typer.Option(metavar="keep|letterbox|squash", help="Aspect ratio kept, padded to a square, or lost.")
+]
+StrideOption = Annotated[
+    int, typer.Option(metavar="PX", help="Pixels between patches; 0: no overlap; 7 is finer and slower.")
+]
+LayerOption = Annotated[int, typer.Option(metavar="N", help="Block that is read; -1 is the last.")]
+FacetOption = Annotated[
+    str, typer.Option(metavar="token|key|query|value", help="What is read there of every patch.")
+]
+PrenormOption = Annotated[bool, flag("--prenorm", help="Read tokens before the final norm.")]
+DebiasOption = Annotated[
+    int, typer.Option(metavar="K", help="Project out K directions that depend on the position alone.")
+]
+AdapterOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Adapter that the patch tokens pass through.")
+]
+
+
+def feature_spec(given: Mapping[str, Any]) -> FeatureSpec:
+    """Return the local descriptors that the options of a command ask for."""
+    from dinov2kit.encoder import suitable_size
+    from dinov2kit.features import FeatureSpec
+
+    return FeatureSpec(
+        size=given["size"] or suitable_size(given["device"]),
+        resize=given["resize"],
+        layer=given["layer"],
+        facet=given["facet"],
+        norm=not given["prenorm"],
+        stride=given["stride"],
+        debias=given["debias"],
+    )
+
+
+def local_encoder(given: Mapping[str, Any]) -> LocalEncoder:
+    """Return the model that the options of a command ask for, behind its adapter if there is one."""
+    from dinov2kit.encoder import Encoder
+
+    encoder = Encoder(given["model"], device=given["device"], precision=given["precision"])
+    if given["adapter"] is None:
+        return encoder
+    from dinov2kit.adapter import AdaptedEncoder, load_adapter
+
+    return AdaptedEncoder(encoder, load_adapter(given["adapter"]))

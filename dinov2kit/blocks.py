@@ -31,13 +31,6 @@ class SelfAttention(nn.Module):
         seen: Tensor = self.proj(attention(*by_head.unbind(2)).flatten(2))
         return seen
 
-    def facet(
-        self, tokens: Float[Tensor, "batch n_tokens dim"], name: Facet
-    ) -> Float[Tensor, "batch n_tokens dim"]:
-        """Return the queries, keys or values of all tokens, the heads side by side."""
-        projected: Tensor = self.qkv(tokens)
-        return projected.chunk(3, dim=-1)[("query", "key", "value").index(name)]
-
 
 class Mlp(nn.Module):
     """Two linear layers with an exact GELU between them."""
@@ -114,6 +107,13 @@ class Block(nn.Module):
         """Add both residual branches to the tokens."""
         tokens = _add(tokens, self.attn(self.norm1(tokens)), self.ls1)
         return _add(tokens, self.mlp(self.norm2(tokens)), self.ls2)
+
+    def facet(
+        self, tokens: Float[Tensor, "batch n_tokens dim"], name: Facet
+    ) -> Float[Tensor, "batch n_tokens dim"]:
+        """Return the queries, keys or values that tokens have in the attention, the heads side by side."""
+        projected: Tensor = self.attn.qkv(self.norm1(tokens))
+        return projected.chunk(3, dim=-1)[("query", "key", "value").index(name)]
 
 
 def _add(tokens: Tensor, residual: Tensor, scale: LayerScale | None) -> Tensor:

@@ -1,7 +1,4 @@
-"""Pictures of results: two images with their matches, and sheets of thumbnails.
-
-Everything is drawn with OpenCV on RGB; OpenCV 5 writes Unicode with its built-in fonts.
-"""
+"""Pictures of results: two images with their matches, and sheets of thumbnails."""
 
 from __future__ import annotations
 
@@ -10,27 +7,41 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
+from dinov2kit.drawing import (
+    ACCENT,
+    BLACK,
+    CAPITALS,
+    DIM,
+    INK,
+    MARGIN,
+    PALETTE,
+    PAPER,
+    SHADE,
+    Color,
+    as_color,
+    draw_color_bar,
+    draw_dot,
+    draw_line,
+    fit,
+    lay_out,
+    resize,
+    shares_of,
+    text_width,
+    viridis,
+    write,
+    write_labels,
+    write_title,
+)
 from dinov2kit.errors import ArgumentError
 from dinov2kit.files import written_whole
-from dinov2kit.grid import PatchGrid
 from dinov2kit.matches import Matches
-from dinov2kit.shapes import Image, Keypoints
+from dinov2kit.shapes import Image
 
-Color = tuple[int, int, int]
-
-PAPER, INK, DIM, SHADE, ACCENT = (
-    (255, 255, 255),
-    (24, 24, 27),
-    (113, 113, 122),
-    (240, 240, 243),
-    (37, 99, 235),
-)
-BLACK: Color = (0, 0, 0)
-SUBPIXEL = 4  # fractional bits of drawn coordinates
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 MOST_CROPPED = 0.2  # of a photo's area, to fill its tile; otherwise the whole photo is shown
+TITLE_ROOM = 160  # pixels of the title that an additional legend must leave
 
 
 def draw_matches(
@@ -41,6 +52,8 @@ def draw_matches(
     num: int = 15,
     max_side: int = 1600,
     title: str = "",
+    inliers: Bool[np.ndarray, " n"] | None = None,
+    labels: Sequence[str] = (),
 ) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
     """Draw two images side by side with lines between their matches.
 
@@ -54,34 +67,79 @@ def draw_matches(
         num: how many matches to draw at most.
         max_side: longer side of the two images together, in pixels.
         title: one line above the images.
+        inliers: which matches a geometric model explains; then these come first and are thick, whether they
+            were kept or not.
+        labels: a text for every match, written beside both of its ends; none at all by default.
+
+    Raises:
+        ArgumentError: there are not as many inliers, or labels, as matches.
     """
-    margin, gap, strip = 20, 12, 56
-    aspect0, aspect1 = (image.shape[1] / image.shape[0] for image in (image0, image1))
-    fitting = min(int((max_side - gap) / (aspect0 + aspect1)), max_side)
-    height = max(1, min(fitting, max(len(image0), len(image1), 480)))
-    widths = [max(1, round(height * aspect)) for aspect in (aspect0, aspect1)]
-    lefts = [margin, margin + widths[0] + gap]
-    sheet = np.full((strip + height + margin, max(lefts[1] + widths[1] + margin, 480), 3), PAPER, np.uint8)
-    for image, left, width in zip((image0, image1), lefts, widths, strict=True):
-        sheet[strip : strip + height, left : left + width] = _resize(image, width, height)
-    ranked = np.lexsort((-matches.confidence, ~matches.kept))[:num]
-    shown = matches.confidence[ranked]
-    low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
-    ends0 = _on_sheet(matches.keypoints0[ranked], image0, lefts[0], strip, widths[0], height)
-    ends1 = _on_sheet(matches.keypoints1[ranked], image1, lefts[1], strip, widths[1], height)
-    colors = _viridis((shown - low) / max(high - low, 1e-6))
-    unit = max(1.0, height / 500)
-    for index in reversed(range(len(ranked))):  # the best on top
-        kept = bool(matches.kept[ranked[index]])
-        _draw_line(sheet, ends0[index], ends1[index], colors[index], round((2 if kept else 1) * unit), kept)
-    for index in reversed(range(len(ranked))):
-        kept = bool(matches.kept[ranked[index]])
-        for end in (ends0[index], ends1[index]):
-            _draw_dot(sheet, end, colors[index], (5.0 if kept else 3.0) * unit)
-    room = sheet.shape[1] - 2 * margin
-    if len(ranked):
-        room -= _draw_color_bar(sheet, low, high, right=sheet.shape[1] - margin) + 16
-    _write(sheet, _fit(title, room, 20, 600), (margin, 36), 20, 600, INK)
+    strong = matches.kept if inliers is None else inliers
+    kinds = ("kept", "not kept") if inliers is None else ("inlier", "outlier")
+    _check_count("inliers", strong, matches)
+    texts = _one_each(labels, matches)
+    drawn = _strongest(matches, strong, num)
+    sheet, [[panel0, panel1]] = lay_out([[image0, image1]], max_side=max_side)
+    ends = np.stack(
+        [panel0.on_sheet(matches.keypoints0[drawn]), panel1.on_sheet(matches.keypoints1[drawn])], axis=1
+    )
+    shares, low, high = shares_of(matches.confidence[drawn])
+    colors = [as_color(rgb) for rgb in viridis(shares)]
+    unit = panel0.unit
+    for index in reversed(range(len(drawn))):  # the best on top
+        thick = bool(strong[drawn[index]])
+        draw_line(sheet, ends[index], colors[index], round((2 if thick else 1) * unit), outlined=thick)
+    for index in reversed(range(len(drawn))):
+        for end in ends[index]:
+            draw_dot(sheet, end, colors[index], (5.0 if strong[drawn[index]] else 3.0) * unit)
+    for panel, places in ((panel0, ends[:, 0]), (panel1, ends[:, 1])):
+        write_labels(sheet, panel, places, [texts[row] for row in drawn], 7 * unit)
+    taken = 0
+    if len(drawn):
+        taken = draw_color_bar(sheet, "confidence", low, high, right=sheet.shape[1] - MARGIN)
+    if not strong[drawn].all():
+        taken = _draw_line_key(sheet, kinds, taken, unit)
+    write_title(sheet, title, taken=taken)
+    return sheet
+
+
+def draw_dots(
+    image0: UInt8[np.ndarray, "height0 width0 3"],
+    image1: UInt8[np.ndarray, "height1 width1 3"],
+    matches: Matches,
+    *,
+    num: int = 15,
+    max_side: int = 1600,
+    title: str = "",
+    labels: Sequence[str] = (),
+) -> UInt8[np.ndarray, "sheet_height sheet_width 3"]:
+    """Draw two images side by side with a disc at both ends of each match, and no lines.
+
+    The discs of a match have the same colour and the same number, which is its row, and its `id` in JSON. The
+    eight colours stay apart for the colour-blind; further matches repeat them with other numbers.
+
+    Args:
+        image0: the original image 0, RGB.
+        image1: the original image 1, RGB; both are shown at the same height.
+        matches: what `match` returned for the two.
+        num: how many matches to draw at most; kept ones first, the most confident ones first.
+        max_side: longer side of the two images together, in pixels.
+        title: one line above the images.
+        labels: a text for every match, written beside both of its discs; none at all by default.
+
+    Raises:
+        ArgumentError: there are not as many labels as matches.
+    """
+    texts = _one_each(labels, matches)
+    drawn = _strongest(matches, matches.kept, num)
+    sheet, [panels] = lay_out([[image0, image1]], max_side=max_side)
+    for panel, keypoints in zip(panels, (matches.keypoints0, matches.keypoints1), strict=True):
+        places = panel.on_sheet(keypoints[drawn])
+        for index in reversed(range(len(drawn))):  # the best on top
+            color = PALETTE[index % len(PALETTE)]
+            _draw_numbered_dot(sheet, places[index], color, str(drawn[index]), panel.unit)
+        write_labels(sheet, panel, places, [texts[row] for row in drawn], 13 * panel.unit)
+    write_title(sheet, title)
     return sheet
 
 
@@ -126,8 +184,8 @@ def contact_sheet(
         if index < highlight:
             _mark_query(sheet, left, top, tile, height)
         head, _, rest = caption.partition("\n")
-        _write(sheet, _fit(head, tile, 17, 600), (left, top + height + 24), 17, 600, INK)
-        _write(sheet, _fit(" ".join(rest.split()), tile, 15, 400), (left, top + height + 46), 15, 400, DIM)
+        write(sheet, fit(head, tile, 17, 600), (left, top + height + 24), 17, 600, INK)
+        write(sheet, fit(rest, tile, 15, 400), (left, top + height + 46), 15, 400, DIM)
     return sheet
 
 
@@ -156,67 +214,55 @@ def shrink(image: Image, max_side: int) -> UInt8[np.ndarray, "small_height small
     """Return the image with its longer side at most `max_side` pixels; never enlarged."""
     height, width = image.shape[:2]
     scale = min(1.0, max_side / max(height, width))
-    return _resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
+    return resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
 
 
-def _resize(image: Image, width: int, height: int) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    smaller = width * height < image.shape[0] * image.shape[1]
-    shape = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, (width, height), interpolation=shape), np.uint8)
+def _one_each(labels: Sequence[str], matches: Matches) -> list[str]:
+    """Return the text of every match: empty ones where there are no labels at all."""
+    texts = list(labels) or [""] * len(matches)
+    _check_count("labels", texts, matches)
+    return texts
 
 
-def _on_sheet(
-    points: Keypoints, image: np.ndarray, left: int, top: int, width: int, height: int
-) -> Keypoints:
-    """Return where pixels of an original image lie on the sheet that shows it at (left, top)."""
-    drawn = PatchGrid(
-        rows=height,
-        cols=width,
-        patch_size=1,
-        width=image.shape[1],
-        height=image.shape[0],
-        scale_x=width / image.shape[1],
-        scale_y=height / image.shape[0],
-        offset_x=float(left),
-        offset_y=float(top),
-    )
-    return drawn.to_cells(points)
+def _check_count(name: str, column: Sequence[str] | np.ndarray, matches: Matches) -> None:
+    if len(column) != len(matches):
+        raise ArgumentError(f"got {len(column)} {name}; wanted one for each of the {len(matches)} matches")
 
 
-def _viridis(shares: Float32[np.ndarray, " n"]) -> list[Color]:
-    """Return colours for shares in [0, 1]: viridis without its darkest fifth, which photos swallow."""
-    if not len(shares):
-        return []
-    levels = np.clip(51 + 204 * shares, 0, 255).astype(np.uint8)
-    table = cv2.applyColorMap(levels.reshape(-1, 1), cv2.COLORMAP_VIRIDIS).reshape(-1, 3)
-    return [(int(red), int(green), int(blue)) for blue, green, red in table]
+def _strongest(matches: Matches, strong: Bool[np.ndarray, " n"], num: int) -> Int64[np.ndarray, " k"]:
+    """Return the rows to draw: the strong ones first, the most confident ones first, none without a place."""
+    ranked = np.lexsort((-matches.confidence, ~strong))
+    placed = np.isfinite(matches.keypoints0).all(axis=1) & np.isfinite(matches.keypoints1).all(axis=1)
+    return np.asarray(ranked[placed[ranked]][:num], np.int64)
 
 
-def _draw_line(
-    sheet: np.ndarray, end0: np.ndarray, end1: np.ndarray, color: Color, thickness: int, outlined: bool
-) -> None:
-    first, second = (tuple(int(v) for v in np.round(end * 2**SUBPIXEL)) for end in (end0, end1))
-    if outlined:
-        cv2.line(sheet, first, second, BLACK, thickness + 2, cv2.LINE_AA, SUBPIXEL)
-    cv2.line(sheet, first, second, color, max(1, thickness), cv2.LINE_AA, SUBPIXEL)
+def _draw_line_key(sheet: np.ndarray, kinds: tuple[str, str], taken: int, unit: float) -> int:
+    """Explain thick and thin lines left of a legend that takes `taken` pixels; return what both take.
 
-
-def _draw_dot(sheet: np.ndarray, center: np.ndarray, color: Color, radius: float) -> None:
-    place = tuple(int(v) for v in np.round(center * 2**SUBPIXEL))
-    cv2.circle(sheet, place, round((radius + 2) * 2**SUBPIXEL), BLACK, cv2.FILLED, cv2.LINE_AA, SUBPIXEL)
-    cv2.circle(sheet, place, round(radius * 2**SUBPIXEL), color, cv2.FILLED, cv2.LINE_AA, SUBPIXEL)
-
-
-def _draw_color_bar(sheet: np.ndarray, low: float, high: float, *, right: int) -> int:
-    """Draw the legend of the confidence that ends at `right`; return its width."""
-    first, last, length = f"confidence {low:.2f}", f"{high:.2f}", 96
-    last_width, first_width = _text_width(last, 15, 400), _text_width(first, 15, 400)
-    width = first_width + last_width + length + 16
-    _write(sheet, first, (right - width, 34), 15, 400, DIM)
-    _write(sheet, last, (right - last_width, 34), 15, 400, DIM)
-    left = right - last_width - 8 - length
-    sheet[24:36, left : left + length] = _viridis(np.linspace(0, 1, length, dtype=np.float32))
+    Where that would leave the title too little room, nothing is drawn.
+    """
+    sample, widths = 26, [text_width(kind, 15, 400) for kind in kinds]
+    width = taken + 28 + sum(widths) + 2 * (sample + 8) + 20
+    left = sheet.shape[1] - MARGIN - width
+    if left < MARGIN + TITLE_ROOM:
+        return taken
+    for kind, text, thickness in zip(kinds, widths, (2, 1), strict=True):
+        ends = np.array([[left, 29], [left + sample, 29]], np.float32)
+        draw_line(sheet, ends, DIM, round(thickness * unit), outlined=thickness == 2)
+        write(sheet, kind, (left + sample + 8, 34), 15, 400, DIM)
+        left += sample + 8 + text + 20
     return width
+
+
+def _draw_numbered_dot(
+    sheet: np.ndarray, center: Float32[np.ndarray, " 2"], color: Color, number: str, unit: float
+) -> None:
+    """Draw a disc with its number in black or white, whichever stands out more."""
+    size = round(13 * unit)
+    draw_dot(sheet, center, color, 10 * unit)
+    luminance = 0.2126 * color[0] + 0.7152 * color[1] + 0.0722 * color[2]
+    x, y = float(center[0]) - text_width(number, size, 600) / 2, float(center[1]) + CAPITALS * size / 2
+    write(sheet, number, (round(x + 0.5), round(y + 0.5)), size, 600, BLACK if luminance > 110 else PAPER)
 
 
 def _fill_tile(image: Image, width: int, height: int) -> UInt8[np.ndarray, "tile_height tile_width 3"]:
@@ -224,11 +270,9 @@ def _fill_tile(image: Image, width: int, height: int) -> UInt8[np.ndarray, "tile
     rows, cols = image.shape[:2]
     contain, cover = sorted((width / cols, height / rows))
     scale = cover if contain / cover >= 1 - MOST_CROPPED else contain
-    drawn = _resize(image, max(1, round(cols * scale)), max(1, round(rows * scale)))
-    spare_x, spare_y = (
-        width - drawn.shape[1],
-        height - drawn.shape[0],
-    )  # below zero where the photo is cropped
+    drawn = resize(image, max(1, round(cols * scale)), max(1, round(rows * scale)))
+    # Below zero where the photo is cropped:
+    spare_x, spare_y = width - drawn.shape[1], height - drawn.shape[0]
     drawn = drawn[max(0, -spare_y // 2) :, max(0, -spare_x // 2) :][:height, :width]
     tile = np.full((height, width, 3), SHADE, np.uint8)
     top, left = max(0, spare_y // 2), max(0, spare_x // 2)
@@ -238,30 +282,6 @@ def _fill_tile(image: Image, width: int, height: int) -> UInt8[np.ndarray, "tile
 
 def _mark_query(sheet: np.ndarray, left: int, top: int, width: int, height: int) -> None:
     cv2.rectangle(sheet, (left - 4, top - 4), (left + width + 3, top + height + 3), ACCENT, 4, cv2.LINE_AA)
-    label = _text_width("query", 14, 600) + 18
+    label = text_width("query", 14, 600) + 18
     cv2.rectangle(sheet, (left - 4, top - 4), (left + label, top + 22), ACCENT, cv2.FILLED)
-    _write(sheet, "query", (left + 6, top + 14), 14, 600, PAPER)
-
-
-def _write(
-    sheet: np.ndarray, text: str, origin: tuple[int, int], size: int, weight: int, color: Color
-) -> None:
-    if text:
-        cv2.putText(sheet, text, origin, color, cv2.FontFace("sans"), size, weight)
-
-
-def _text_width(text: str, size: int, weight: int) -> int:
-    box = cv2.getTextSize((0, 0), text, (0, 0), cv2.FontFace("sans"), size, weight)
-    return int(box[2])
-
-
-def _fit(text: str, width: int, size: int, weight: int) -> str:
-    """Shorten text to a width in pixels: an ellipsis in the middle, so that the end of a file name stays."""
-    text = text.encode("utf-8", "replace").decode()
-    if not text or _text_width(text, size, weight) <= width:
-        return text
-    for kept in range(len(text) - 1, 1, -1):
-        short = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
-        if _text_width(short, size, weight) <= width:
-            return short
-    return "…"
+    write(sheet, "query", (left + 6, top + 14), 14, 600, PAPER)

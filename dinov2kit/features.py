@@ -15,7 +15,11 @@ from dinov2kit.grid import PatchGrid
 from dinov2kit.views import KeepAspect, Letterbox, Squash
 
 Resize = Literal["keep", "letterbox", "squash"]
-_VIEWS = {"keep": KeepAspect, "letterbox": Letterbox, "squash": Squash}
+_VIEWS: dict[str, type[KeepAspect | Letterbox | Squash]] = {
+    "keep": KeepAspect,
+    "letterbox": Letterbox,
+    "squash": Squash,
+}
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,8 @@ def match(
     points: ArrayLike | None = None,
     num: int = 50,
     keypoints: Keypointing = "spread",
-    mask0: PatchMask | None = None,
-    mask1: PatchMask | None = None,
+    mask0: Bool[np.ndarray, " n_patches0"] | None = None,
+    mask1: Bool[np.ndarray, " n_patches1"] | None = None,
     spec: MatchSpec | None = None,
 ) -> Matches:
     """Find the places of image 1 that show what places of image 0 show.
@@ -126,8 +126,8 @@ def match_all(
     features0: Features,
     features1: Features,
     *,
-    mask0: PatchMask | None = None,
-    mask1: PatchMask | None = None,
+    mask0: Bool[np.ndarray, " n_patches0"] | None = None,
+    mask1: Bool[np.ndarray, " n_patches1"] | None = None,
     spec: MatchSpec | None = None,
 ) -> tuple[Matches, PatchGrid]:
     """Match the centre of every patch of image 0 that lies on the image.
@@ -228,7 +228,10 @@ def _alternatives(
 
 
 def _fields(
-    features0: Features, features1: Features, mask0: PatchMask | None, mask1: PatchMask | None
+    features0: Features,
+    features1: Features,
+    mask0: Bool[np.ndarray, " n_patches0"] | None,
+    mask1: Bool[np.ndarray, " n_patches1"] | None,
 ) -> tuple[tuple[Field, PatchGrid], tuple[Field, PatchGrid]]:
     """Return the visible field and its grid of both images, on the device of image 0."""
     if features0.patch_tokens.shape[1] != features1.patch_tokens.shape[1]:

@@ -1,32 +1,33 @@
-"""From two image files to their matches, and to the files that hold them: what `dinokit match` does."""
+"""From two image files to their matches and all that is said of them: what `dinokit match` does."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
-from dinov2kit.draw import FORMATS, draw_matches, write_image
-from dinov2kit.errors import ArgumentError
-from dinov2kit.features import Features
-from dinov2kit.files import written_whole
-from dinov2kit.grid import PatchGrid
+from dinov2kit.errors import ArgumentError, check_choice
+from dinov2kit.features import Features, FeatureSpec
+from dinov2kit.foreground import Foreground, find_foreground, read_foreground
+from dinov2kit.geometry import Geometry, GeometryKind, mirror_score, verify
 from dinov2kit.identity import ModelIdentity
+from dinov2kit.images import read_image
 from dinov2kit.matches import Matches
-from dinov2kit.matching import match
-from dinov2kit.points import NamedPoints
+from dinov2kit.matching import MatchSpec, match, match_all
+from dinov2kit.points import NamedPoints, Outside
+from dinov2kit.selection import Keypointing, sift_keypoints
 
-SCHEMA = "dinokit.match/1"
-COLUMNS = ["id", "name", "x0", "y0", "x1", "y1", "score", "confidence", "cycle_error", "uncertainty", "kept"]
-TABLES = (".json", ".csv")
 FEW, LONG, ENLARGED = 4, 4.0, 4.0  # fewer kept, longer sides and larger scales than these deserve a warning
+MIRRORED = 0.8  # share of reversed triangles above which two images look mirrored
+SIFT_CANDIDATES = 10  # for each keypoint wanted: most have no good match
+
+Masking = Literal["auto", "pca", "none"] | tuple[Path, Path]
 
 
 @runtime_checkable
@@ -37,8 +38,57 @@ class LocalEncoder(Protocol):
     def identity(self) -> ModelIdentity:
         """The model behind it."""
 
-    def encode(self, source: Path, *, size: int = 518) -> Features:
-        """Return the features of one whole image, its longer side at `size` network pixels."""
+    def encode(self, source: Path, spec: FeatureSpec | None = None) -> Features:
+        """Return the features of one whole image, as `spec` wants them."""
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """Everything that is wanted of a pair but the keypoints of the user.
+
+    Attributes:
+        features: the local descriptors.
+        matching: how matches are read and which are kept.
+        num: how many keypoints to choose when none are given.
+        keypoints: how they are chosen.
+        mask: where both images show something: "pca" finds it, "none" takes all, two files say it; "auto" is
+            "none" for given keypoints, else "pca".
+        geometry: the model that `verify` looks for; None: none.
+        threshold: largest error of an inlier, in pixels of image 1; None chooses.
+        rotations: 4 tries image 1 at four quarter turns and takes the one that matches best; 1: as it is.
+        allow_mirror: also try image 1 mirrored left to right; left and right are then confused by intent.
+        outside: what becomes of given keypoints that are not on image 0.
+
+    Raises:
+        ArgumentError: a choice is unknown, or `num` or `rotations` is out of range.
+    """
+
+    features: FeatureSpec = field(default_factory=FeatureSpec)
+    matching: MatchSpec = field(default_factory=MatchSpec)
+    num: int = 50
+    keypoints: Keypointing = "spread"
+    mask: Masking = "auto"
+    geometry: GeometryKind | None = None
+    threshold: float | None = None
+    rotations: int = 1
+    allow_mirror: bool = False
+    outside: Outside = "error"
+
+    def __post_init__(self) -> None:
+        check_choice("keypoints", self.keypoints, get_args(Keypointing))
+        check_choice("outside", self.outside, get_args(Outside))
+        if self.geometry is not None:
+            check_choice("geometry", self.geometry, get_args(GeometryKind))
+        if self.num < 1:
+            raise ArgumentError(f"num is {self.num}; wanted at least 1")
+        if self.rotations not in (1, 4):
+            raise ArgumentError(f"rotations is {self.rotations}; wanted 1 or 4")
+
+    def poses(self) -> Iterator[FeatureSpec]:
+        """Yield how image 1 is to be seen, one after the other; upright comes first."""
+        for mirrored in (False, True) if self.allow_mirror else (self.features.mirrored,):
+            for turns in range(4) if self.rotations == 4 else (self.features.turns,):
+                yield replace(self.features, turns=turns, mirrored=mirrored)
 
 
 @dataclass(frozen=True)
@@ -47,86 +97,48 @@ class MatchedPair:
 
     Attributes:
         paths: the files of image 0 and image 1.
-        grids: where the patches of each lie in it.
+        features: of each.
         digests: sha256 of each file.
         model: what encoded them.
-        size: longer side of the network input, in pixels.
+        spec: what was wanted.
+        pose: how image 1 was seen.
         matches: their matches.
-        names: names of the keypoints, one per match, or none at all.
+        points: the keypoints of the user, one per match; None where they were chosen.
+        geometry: what `verify` found; None when it was not asked.
+        foreground: where the mask came from, and the masks.
+        mirror_score: share of triangles whose orientation is reversed; None with too few matches.
         warnings: what may be wrong with the answer, in words.
-        encode_seconds: time to encode both.
-        match_seconds: time to match them.
+        seconds: time to encode, match and verify.
     """
 
     paths: tuple[Path, Path]
-    grids: tuple[PatchGrid, PatchGrid]
+    features: tuple[Features, Features]
     digests: tuple[str, str]
     model: ModelIdentity
-    size: int
+    spec: PairSpec
+    pose: FeatureSpec
     matches: Matches
-    names: tuple[str | None, ...]
+    points: NamedPoints | None
+    geometry: Geometry | None
+    foreground: Foreground
+    mirror_score: float | None
     warnings: tuple[str, ...]
-    encode_seconds: float
-    match_seconds: float
+    seconds: dict[str, float]
+
+    @property
+    def masks(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The foreground patches of each image; None where all count."""
+        if self.foreground.masks is None:
+            return None, None
+        mask0, mask1 = self.foreground.masks
+        return mask0, mask1
 
     @property
     def title(self) -> str:
         """One line: the two files, how many matches were kept, the model."""
         kept = f"{int(self.matches.kept.sum())}/{len(self.matches)} kept"
         names = f"{self.paths[0].name} ↔ {self.paths[1].name}"
-        return f"{names} · {kept} · {self.model.name} at {self.size} px"
-
-    def summary(self) -> list[str]:
-        """Return three lines for a person: the images, the matches, the model and its time."""
-        sides = [
-            f"{path.name} {grid.width}×{grid.height} ({grid.cols}×{grid.rows} patches)"
-            for path, grid in zip(self.paths, self.grids, strict=True)
-        ]
-        found, kept = self.matches, int(self.matches.kept.sum())
-        lines = [" ↔ ".join(sides), f"{len(found)} matches, {kept} kept"]
-        if len(found):
-            medians = (
-                f"confidence {np.median(found.confidence):.2f}",
-                f"cosine {np.median(found.score):.3f}",
-                f"cycle error {np.median(found.cycle_error):.2f} patches",
-                f"uncertainty {np.median(found.uncertainty):.1f} px",
-            )
-            lines[1] += " · medians: " + ", ".join(medians)
-        lines.append(
-            f"{self.model.name} at {self.size} px · encoded in {self.encode_seconds:.1f} s"
-            f" · matched in {self.match_seconds:.2f} s"
-        )
-        return lines
-
-    def to_json(self) -> dict[str, object]:
-        """Return the document that `--json` prints and a .json file holds."""
-        images = [
-            {"path": str(path), "width": grid.width, "height": grid.height, "sha256": digest}
-            for path, grid, digest in zip(self.paths, self.grids, self.digests, strict=True)
-        ]
-        return {
-            "schema": SCHEMA,
-            "image0": images[0],
-            "image1": images[1],
-            "model": {
-                "name": self.model.name,
-                "weights_sha256": self.model.weights_sha256,
-                "size": self.size,
-            },
-            **self.matches.to_json(names=self.names),
-            "warnings": list(self.warnings),
-            "seconds": {"encode": round(self.encode_seconds, 3), "match": round(self.match_seconds, 3)},
-        }
-
-    def to_csv(self) -> str:
-        """Return one line per match with a heading; the columns are those of the matches in `to_json`."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        rows = self.matches.to_json(names=self.names)["matches"]
-        assert isinstance(rows, list)
-        writer.writerows({**row, "kept": int(row["kept"])} for row in rows)
-        return text.getvalue()
+        return f"{names} · {kept} · {self.model.name} at {self.spec.features.size} px"
 
 
 def match_images(
@@ -134,11 +146,9 @@ def match_images(
     path0: Path,
     path1: Path,
     *,
-    size: int = 518,
     points: NamedPoints | None = None,
-    num: int = 50,
-    mutual: bool = False,
-    max_cycle: float = 1.0,
+    spec: PairSpec | None = None,
+    features0: Features | None = None,
 ) -> MatchedPair:
     """Encode two image files and match them.
 
@@ -146,117 +156,123 @@ def match_images(
         encoder: the model.
         path0: file of image 0, where keypoints come from.
         path1: file of image 1, where they are looked for.
-        size: longer side of the network input, in pixels.
         points: keypoints of image 0 to carry over, kept in order and number; without them they are chosen.
-        num: how many keypoints to choose.
-        mutual: also want nearest neighbours both ways.
-        max_cycle: largest cycle error of a kept match, in patches of image 0.
+        spec: what is wanted.
+        features0: of image 0 where they are known already, made with the same `spec.features`.
 
     Raises:
-        ImageError: an image cannot be read.
+        ImageError: an image or mask cannot be read.
         ArgumentError: a point is not on image 0, or an option is out of range.
         MatchError: the two cannot be matched.
     """
+    spec = spec or PairSpec()
     start = time.perf_counter()
-    features0, features1 = encoder.encode(path0, size=size), encoder.encode(path1, size=size)
+    features0 = encoder.encode(path0, spec.features) if features0 is None else features0
+    pose, features1 = _best_pose(encoder, path1, features0, spec)
     encoded = time.perf_counter()
-    pixels = None if points is None else points.pixels
-    matches = match(features0, features1, points=pixels, num=num, mutual=mutual, max_cycle=max_cycle)
+    if points is not None:
+        points = points.fitted(features0.grid.width, features0.grid.height, spec.outside)
+    foreground = _foreground(features0, features1, spec, given=points is not None)
+    matches = _matches(path0, features0, features1, points, spec, foreground)
     matched = time.perf_counter()
-    digests = (_digest(path0), _digest(path1))
-    grids = (features0.grid, features1.grid)
-    asked = num if points is None else len(points.pixels)
-    return MatchedPair(
+    geometry = None
+    if spec.geometry:
+        spacing = max(features1.grid.cell_px)
+        geometry = verify(matches, spec.geometry, cell_px=spacing, threshold=spec.threshold)
+    seconds = {"encode": encoded - start, "match": matched - encoded, "verify": time.perf_counter() - matched}
+    pair = MatchedPair(
         paths=(path0, path1),
-        grids=grids,
-        digests=digests,
+        features=(features0, features1),
+        digests=(_digest(path0), _digest(path1)),
         model=encoder.identity,
-        size=size,
+        spec=spec,
+        pose=pose,
         matches=matches,
-        names=() if points is None else points.names,
-        warnings=tuple(_doubts(encoder.identity.name, grids, digests, int(matches.kept.sum()), asked)),
-        encode_seconds=encoded - start,
-        match_seconds=matched - encoded,
+        points=points,
+        geometry=geometry,
+        foreground=foreground,
+        mirror_score=mirror_score(matches),
+        warnings=(),
+        seconds=seconds,
     )
+    return replace(pair, warnings=tuple(_doubts(pair)))
 
 
-def check_outputs(table: Path | None, picture: Path | None, *, overwrite: bool) -> None:
-    """Refuse, before any work, files that could not be written after it.
+def _best_pose(
+    encoder: LocalEncoder, path1: Path, features0: Features, spec: PairSpec
+) -> tuple[FeatureSpec, Features]:
+    """Return how image 1 has to be seen, and its features.
 
-    Args:
-        table: where `write_pair` will write, if anywhere.
-        picture: where `draw_pair` will write, if anywhere.
-        overwrite: whether existing files may be replaced.
-
-    Raises:
-        ArgumentError: a file exists, its folder does not, or its suffix is no format for it.
+    That is the pose whose patches of image 0 match best: the mean of their cosines, those that do not find
+    back counted as 0.
     """
-    for path, content, suffixes in ((table, "matches", TABLES), (picture, "a picture", tuple(FORMATS))):
-        if path is None:
-            continue
-        _check_suffix(path, content, suffixes)
-        if path.exists() and not overwrite:
-            raise ArgumentError(f"{path} exists already", hint="name another file, or add --overwrite")
-        if not path.parent.is_dir():
-            raise ArgumentError(f"cannot write {path}: there is no folder {path.parent}")
+    poses = list(spec.poses())
+    seen = [encoder.encode(path1, pose) for pose in poses]
+    if len(poses) == 1:
+        return poses[0], seen[0]
+    rated = []
+    for features1 in seen:
+        matches, _ = match_all(features0, features1, spec=spec.matching)
+        rated.append(float((matches.score * matches.kept).mean()))
+    best = int(np.argmax(rated))  # of equals the first, which is nearest to upright
+    return poses[best], seen[best]
 
 
-def write_pair(pair: MatchedPair, path: Path) -> None:
-    """Write the matches of a pair; the file is complete or not there at all.
-
-    Args:
-        pair: what `match_images` returned.
-        path: its suffix is the format: .json or .csv.
-
-    Raises:
-        ArgumentError: the suffix is neither, or the folder cannot be written.
-    """
-    _check_suffix(path, "matches", TABLES)
-    text = pair.to_csv() if path.suffix.lower() == ".csv" else json.dumps(pair.to_json(), indent=2) + "\n"
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
+def _foreground(features0: Features, features1: Features, spec: PairSpec, *, given: bool) -> Foreground:
+    mask = spec.mask
+    if isinstance(mask, tuple):
+        return read_foreground(mask, [features0.grid, features1.grid])
+    if mask == "none" or (mask == "auto" and given):
+        return Foreground(masks=None, mode="none", shares=(), reason=None)
+    return find_foreground([features0, features1])
 
 
-def draw_pair(pair: MatchedPair, path: Path, *, num: int = 15) -> None:
-    """Draw the two images of a pair with up to `num` matches between them, and write the picture.
+def _matches(
+    path0: Path,
+    features0: Features,
+    features1: Features,
+    points: NamedPoints | None,
+    spec: PairSpec,
+    foreground: Foreground,
+) -> Matches:
+    mask0, mask1 = foreground.masks or (None, None)
+    find = partial(match, features0, features1, mask0=mask0, mask1=mask1, spec=spec.matching)
+    if points is not None:
+        return find(points=points.pixels)
+    if spec.keypoints != "sift":
+        return find(num=spec.num, keypoints=spec.keypoints)
+    found = sift_keypoints(read_image(path0), SIFT_CANDIDATES * spec.num)
+    if not len(found):
+        raise ArgumentError(f"{path0} has no SIFT keypoints", hint="use --keypoints spread")
+    matches = find(points=found)
+    ranked = np.argsort(-matches.confidence, kind="stable")
+    return matches.take(ranked[matches.kept[ranked]][: spec.num])
 
-    Raises:
-        ImageError: an image cannot be read any more.
-        ArgumentError: the suffix of `path` is no image format, or the folder cannot be written.
-    """
-    from dinov2kit.images import read_image
 
-    image0, image1 = (read_image(source) for source in pair.paths)
-    write_image(path, draw_matches(image0, image1, pair.matches, num=num, title=pair.title))
-
-
-def _doubts(
-    model: str, grids: tuple[PatchGrid, PatchGrid], digests: tuple[str, str], kept: int, asked: int
-) -> list[str]:
-    """Return what may be wrong with an answer, in words."""
-    doubts = []
-    if model.startswith("untrained"):
-        doubts.append(
-            f"{model} has random weights: these matches show that the program runs, not what it can do"
-        )
-    if digests[0] == digests[1]:
-        doubts.append("both files hold the same image")
-    for index, grid in enumerate(grids):
+def _doubts(pair: MatchedPair) -> Iterator[str]:
+    """Yield what may be wrong with an answer, in words."""
+    name, kept = pair.model.name, int(pair.matches.kept.sum())
+    asked = pair.spec.num if pair.points is None else len(pair.matches)
+    if name.startswith("untrained"):
+        yield f"{name} has random weights: these matches show that the program runs, not what it can do"
+    if pair.digests[0] == pair.digests[1]:
+        yield "both files hold the same image"
+    for index, grid in enumerate(side.grid for side in pair.features):
         if max(grid.width, grid.height) > LONG * min(grid.width, grid.height):
-            doubts.append(
-                f"image {index} is {grid.width}×{grid.height}: so long a shape leaves few patches across"
-            )
+            yield f"image {index} is {grid.width}×{grid.height}: so long a shape leaves few patches across"
         if max(grid.scale_x, grid.scale_y) > ENLARGED:
             times = f"{max(grid.scale_x, grid.scale_y):.1f} times"
-            doubts.append(f"image {index} was enlarged {times}; a smaller size would do")
+            yield f"image {index} was enlarged {times}; a smaller size would do"
     if kept < min(FEW, asked):
-        doubts.append(f"only {kept} matches were kept: the two may show nothing in common")
-    return doubts
-
-
-def _check_suffix(path: Path, content: str, suffixes: tuple[str, ...]) -> None:
-    if path.suffix.lower() not in suffixes:
-        raise ArgumentError(f"cannot write {content} as {path.name!r}; wanted one of {', '.join(suffixes)}")
+        yield f"only {kept} matches were kept: the two may show nothing in common"
+    if pair.foreground.reason and pair.foreground.masks is None:
+        yield f"no foreground was found, so all of both images counts: {pair.foreground.reason}"
+    if pair.pose.mirrored:
+        yield "image 1 matches better mirrored: what is left in one is right in the other"
+    elif pair.mirror_score is not None and pair.mirror_score > MIRRORED:
+        yield "image 1 looks mirrored: left and right may be swapped; --allow-mirror matches it as it looks"
+    if pair.pose.turns:
+        yield f"image 1 matches better turned by {90 * pair.pose.turns} degrees counter-clockwise"
 
 
 def _digest(path: Path) -> str:

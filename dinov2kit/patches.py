@@ -26,7 +26,8 @@ def pad_to_grid(
 
 def turn(images: Float[Tensor, "batch 3 height width"], spec: FeatureSpec) -> Float[Tensor, "batch 3 _ _"]:
     """Mirror and turn images as the network is to see them."""
-    return torch.rot90(images.flip(3) if spec.mirrored else images, spec.turns, (2, 3))
+    seen: Tensor = torch.rot90(images.flip(3) if spec.mirrored else images, spec.turns, (2, 3))
+    return seen
 
 
 def turn_back(
@@ -34,8 +35,9 @@ def turn_back(
 ) -> Float[Tensor, "n_patches dim"]:
     """Put the patches of a turned image into the order of the upright grid; the inverse of `turn`."""
     shape = (grid.cols, grid.rows) if spec.turns % 2 else (grid.rows, grid.cols)
-    upright = torch.rot90(rows.unflatten(0, shape), -spec.turns, (0, 1))
-    return (upright.flip(1) if spec.mirrored else upright).flatten(0, 1)
+    upright: Tensor = torch.rot90(rows.view(*shape, rows.shape[1]), -spec.turns, (0, 1))
+    back: Tensor = upright.flip(1) if spec.mirrored else upright
+    return back.reshape(len(rows), -1)
 
 
 def main_directions(rows: Float[Tensor, "n_patches dim"], count: int) -> Float[Tensor, "dim count"]:

@@ -61,7 +61,7 @@ class NamedPoints:
         )  # NaN is nowhere
         if not len(rows):
             raise ArgumentError(f"none of {len(x)} points is on image 0, which has {width}x{height} pixels")
-        names, ids = (tuple(column[row] for row in rows) for column in (self.names, self.ids))
+        names, ids = tuple(self.names[row] for row in rows), tuple(self.ids[row] for row in rows)
         return NamedPoints(pixels[rows], names, ids)
 
 

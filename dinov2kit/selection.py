@@ -58,7 +58,7 @@ def sift_keypoints(image: Image, num: int) -> Keypoints:
 
     Source: Lowe, "Distinctive Image Features from Scale-Invariant Keypoints", IJCV 2004; OpenCV `SIFT`.
     """
-    found = cv2.SIFT_create().detect(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
+    found = cv2.SIFT_create().detect(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)  # type: ignore[attr-defined]
     places = [(*keypoint.pt, keypoint.response) for keypoint in found]
     ranked = sorted(places, key=lambda place: (-place[2], place[1], place[0]))
     once = dict.fromkeys((x, y) for x, y, _ in ranked)  # one keypoint may have several orientations
@@ -66,8 +66,9 @@ def sift_keypoints(image: Image, num: int) -> Keypoints:
 
 
 def _ranked(matches: Matches) -> Int64[np.ndarray, " k"]:
-    order = np.argsort(-matches.confidence, kind="stable")
-    return order[matches.kept[order]].astype(np.int64)
+    order: np.ndarray = np.argsort(-matches.confidence, kind="stable")
+    kept: np.ndarray = order[matches.kept[order]]
+    return kept
 
 
 def _spread_out(matches: Matches, grid: PatchGrid, num: int) -> Int64[np.ndarray, " k"]:
@@ -113,7 +114,9 @@ def _one_per_group(
         cv2.KMEANS_PP_CENTERS,  # type: ignore[call-overload]
     )
     _, best = np.unique(groups.ravel(), return_index=True)  # ranked by confidence: the first is the best
-    return ranked[np.sort(best)]
+    first: np.ndarray = np.sort(best)
+    chosen: np.ndarray = ranked[first]
+    return chosen
 
 
 def _on_lattice(matches: Matches, num: int) -> Int64[np.ndarray, " k"]:
@@ -129,4 +132,5 @@ def _on_lattice(matches: Matches, num: int) -> Int64[np.ndarray, " k"]:
     steps = [(np.arange(count) + 0.5) / count for count in (columns, rows)]
     lattice = np.stack(np.meshgrid(*steps), axis=-1).reshape(-1, 2) * (high - low) + low
     distance = np.linalg.norm(places[None] - lattice[:, None], axis=2)
-    return ranked[np.unique(distance.argmin(axis=1))]
+    chosen: np.ndarray = ranked[np.unique(distance.argmin(axis=1))]
+    return chosen

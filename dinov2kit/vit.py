@@ -172,7 +172,8 @@ class VisionTransformer(nn.Module):
         for i, block in enumerate(self.blocks):
             before, tokens = tokens, block(tokens)
             if i == layer % depth:
-                read = tokens if facet == "token" else block.attn.facet(block.norm1(before), facet)
+                assert isinstance(block, Block)
+                read = tokens if facet == "token" else block.facet(before, facet)
         read = self.norm(read) if norm and facet == "token" else read
         return self._finish(tokens), read[:, first_patch:]
 
