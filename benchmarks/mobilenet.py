@@ -32,6 +32,7 @@ class MobileNetEncoder:
         self.identity = ModelIdentity("mobilenet_v1", "", 512, "none", {})
 
     def encode(self, source: Path, spec: FeatureSpec | None = None) -> Features:
+        """Return the features of an image on a grid of 16 x 16 pixels."""
         view = KeepAspect(size=(spec or FeatureSpec()).size, patch_size=CELL)
         picture = load_picture(source, view)
         height, width = picture.pixels.shape[:2]
@@ -50,5 +51,6 @@ class MobileNetEncoder:
         entry = network.get_input_details()[0]["index"]
         network.resize_tensor_input(entry, [1, height, width, 3])
         network.allocate_tensors()
-        (exit_,) = [row["index"] for row in network.get_tensor_details() if LAYER in row["name"].split(";")[0]]
+        tensors = network.get_tensor_details()
+        (exit_,) = [row["index"] for row in tensors if LAYER in row["name"].split(";")[0]]
         return network, entry, exit_

@@ -10,7 +10,21 @@ from typer.core import TyperGroup
 
 from dinov2kit.errors import KitError
 
-from . import completion, console, doctor, embed, index, match, models, options, pca, search, store
+from . import (
+    adapt,
+    completion,
+    console,
+    doctor,
+    embed,
+    evaluation,
+    index,
+    match,
+    models,
+    options,
+    pca,
+    search,
+    store,
+)
 
 
 class KitGroup(TyperGroup):
@@ -59,7 +73,10 @@ def root(
     """Find, compare and match images with DINOv2 features. Runs on your machine; nothing is uploaded."""
 
 
-for _module in (index, search, store, match, pca, embed, models, doctor, completion):
+for _module in (
+    *(index, search, store, match, pca, embed, adapt, evaluation, models),
+    *(doctor, completion),
+):
     _module.register(app)
 
 

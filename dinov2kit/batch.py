@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import h5py
-import torch
 
 from dinov2kit.errors import ArgumentError, ImageError, MatchError
 from dinov2kit.feature_cache import (
     CachedEncoder,
     FeatureCache,
+    RecentEncoder,
     check_features_file,
     image_digest,
     write_features,
 )
-from dinov2kit.features import Features, FeatureSpec
+from dinov2kit.features import FeatureSpec
 from dinov2kit.grid import PatchGrid
 from dinov2kit.hloc import (
     MATCHES,
@@ -44,7 +43,6 @@ from dinov2kit.pairs import LocalEncoder, MatchedPair, PairSpec, match_images
 from dinov2kit.points import NamedPoints
 
 PAIRS_PER_PART = 16  # a kill loses at most so many
-MEMORY = 2**30  # bytes of features that are kept for the next pairs
 
 Digests = tuple[str, str]  # SHA-256 of the files of image 0 and image 1
 
@@ -184,7 +182,7 @@ def match_pairs(
     if cache is not None:
         check_features_file(cache.path)
         encoder = CachedEncoder(encoder, cache)
-    encoder = _Remembering(encoder)
+    encoder = RecentEncoder(encoder)
     facts = {
         "model": encoder.identity.to_json(),
         "features": features.describe(),
@@ -287,29 +285,6 @@ class _Growing:
     def _drop_parts(self) -> None:
         if self._folder.exists():
             shutil.rmtree(self._folder)
-
-
-class _Remembering:
-    """An encoder that keeps the features it was asked for last, as far as memory goes."""
-
-    def __init__(self, encoder: LocalEncoder) -> None:
-        self.identity = encoder.identity
-        self._encoder = encoder
-        self._recent: OrderedDict[tuple[Path, FeatureSpec | None], Features] = OrderedDict()
-
-    def encode(self, source: Path, spec: FeatureSpec | None = None) -> Features:
-        key = (source, spec)
-        if key not in self._recent:
-            self._recent[key] = self._encoder.encode(source, spec)
-        self._recent.move_to_end(key)
-        while len(self._recent) > 1 and sum(map(_size, self._recent.values())) > MEMORY:
-            self._recent.popitem(last=False)
-        return self._recent[key]
-
-
-def _size(features: Features) -> int:
-    """Return how many bytes the tokens of an image take."""
-    return sum(tokens.nbytes for tokens in vars(features).values() if isinstance(tokens, torch.Tensor))
 
 
 def _check_same(path: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from dinov2kit.pairs import LocalEncoder
 
 logger = logging.getLogger(__name__)
 
+MEMORY = 2**30  # bytes of features that are kept for the next pairs
 ENTRY = "dinokit.image-features/1"  # part of every key: raise it when features change for the same input
 
 
@@ -124,6 +126,25 @@ class CachedEncoder:
         if found is None:
             found = self._cache.store(key, self._encoder.encode(source, spec))
         return found
+
+
+class RecentEncoder:
+    """An encoder that keeps the features it was asked for last, as far as memory goes."""
+
+    def __init__(self, encoder: LocalEncoder) -> None:
+        self.identity = encoder.identity
+        self._encoder = encoder
+        self._recent: OrderedDict[tuple[Path, FeatureSpec | None], Features] = OrderedDict()
+
+    def encode(self, source: Path, spec: FeatureSpec | None = None) -> Features:
+        """Return the features of an image, remembered or computed now."""
+        key = (source, spec)
+        if key not in self._recent:
+            self._recent[key] = self._encoder.encode(source, spec)
+        self._recent.move_to_end(key)
+        while len(self._recent) > 1 and sum(map(_size, self._recent.values())) > MEMORY:
+            self._recent.popitem(last=False)
+        return self._recent[key]
 
 
 def feature_key(digest: str, model: ModelIdentity, spec: FeatureSpec) -> str:
@@ -222,3 +243,8 @@ def _read_entry(path: Path, device: torch.device | str) -> Features:
     if len(tensors["patch_tokens"]) != grid.n_patches:
         raise ValueError(f"{len(tensors['patch_tokens'])} patch tokens for {grid.n_patches} patches")
     return Features(grid=grid, **tensors)
+
+
+def _size(features: Features) -> int:
+    """Return how many bytes the tokens of an image take."""
+    return sum(tokens.nbytes for tokens in vars(features).values() if isinstance(tokens, torch.Tensor))

@@ -56,7 +56,8 @@ def main_directions(rows: Float[Tensor, "n_patches dim"], count: int) -> Float[T
     centred = torch.nn.functional.normalize(rows.double(), dim=1)
     centred = centred - centred.mean(dim=0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    return directions[:count].T.to(rows.dtype)
+    main: Tensor = directions[:count].T.to(rows.dtype)
+    return main
 
 
 def project_out(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pixel_encoder import PixelEncoder, paint_views
 
-from dinov2kit import batch
+from dinov2kit import batch, feature_cache
 from dinov2kit.batch import match_many, match_pairs
 from dinov2kit.colmap import export_colmap
 from dinov2kit.errors import ArgumentError, ImageError
@@ -217,7 +217,8 @@ def test_an_interrupt_keeps_what_is_done_and_the_rest_follows(
 def test_images_are_encoded_as_seldom_as_memory_allows(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int, encoded: int
 ) -> None:
-    monkeypatch.setattr(batch, "MEMORY", images * 4 * (43 * 588 + 40))  # 43 tokens and 40 lengths an image
+    size = 4 * (43 * 588 + 40)  # 43 tokens and 40 lengths an image
+    monkeypatch.setattr(feature_cache, "MEMORY", images * size)
     encoder, star = PixelEncoder(), PixelEncoder()
     match_pairs(encoder, PAIRS, root, tmp_path / "little.h5", matching=SURE)
     assert len(encoder.encoded) == encoded
@@ -253,7 +254,7 @@ import os, signal, sys
 from pathlib import Path
 from pixel_encoder import PixelEncoder
 from test_batch import PAIRS, SURE, read
-from dinov2kit import batch
+from dinov2kit import batch, feature_cache
 from dinov2kit.feature_cache import FeatureCache
 folder = Path(sys.argv[1])
 batch.PAIRS_PER_PART = 1
