@@ -145,8 +145,8 @@ def score_scene(
 ) -> PairScore:
     """Measure mutual matches and their homography, in pixels at 480 for the short side.
 
-    `correct` counts the matches within 1, 2, ... pixels (mean matching accuracy); the extra `corner_px` is the
-    mean error of the four corners of image 0, infinite where no homography was found.
+    `correct` counts the matches within 1, 2, ... pixels (mean matching accuracy); the extra `corner_px` is
+    the mean error of the four corners of image 0, infinite where no homography was found.
     """
     try:
         truth = np.loadtxt(pair.homography).reshape(3, 3)
