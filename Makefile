@@ -27,9 +27,10 @@ demo: which-model $(READY) $(if $(OWN),examples/photos)  ## index, search and ma
 	$(BIN)/dinokit index '$(PHOTOS)' -i $(INDEX) --model $(MODEL)
 	$(BIN)/dinokit search '$(QUERY)' -k 7 -i $(INDEX) --montage .demo/search.jpg --html .demo/search.html
 	$(BIN)/dinokit match $(PAIR) --model $(MODEL) --draw .demo/match.png --overwrite
+	$(BIN)/dinokit pca $(PAIR) --model $(MODEL) --mask none --out .demo/pca.png --overwrite
 	@echo
 	@echo "Photos like $(notdir $(QUERY)):  .demo/search.jpg and, as a page, .demo/search.html"
-	@echo "The same places in two photos:  .demo/match.png"
+	@echo "The same places in two photos:  .demo/match.png; the same parts in the same colours:  .demo/pca.png"
 
 which-model:
 	@echo "$(if $(filter untrained:%,$(MODEL)),$(UNTRAINED),The model is $(MODEL).)"

@@ -58,7 +58,7 @@ def peak_mb() -> float:
 
 
 def measure_cost(options: argparse.Namespace) -> None:
-    """Match all patches of two images both ways; each size in a process of its own, for its peak of memory."""
+    """Match all patches of two images both ways; each size in a process of its own, for its peak."""
     if options.side is None:
         print(
             f"{'network pixels':>14} {'patches':>8} {'dim':>4} {'seconds (median of 7)':>22} {'MB above':>9}"
@@ -115,7 +115,7 @@ def on_image(points: np.ndarray, size: list[int]) -> np.ndarray:
 
 
 def measure_geometric(options: argparse.Namespace) -> None:
-    """Homographies: chosen keypoints. WxBS: hand-marked points are carried; SIFT carries them by its model."""
+    """Homographies: chosen keypoints. WxBS: marked points are carried over, for SIFT by its model."""
     encoder, folder = open_encoder(options), options.root / "geometric"
     spec = FeatureSpec(size=options.size)
     rows: dict[str, list[tuple[float, ...]]] = {}
@@ -142,16 +142,13 @@ def measure_geometric(options: argparse.Namespace) -> None:
             theirs = ((errors(carried, inside[1]) < WITHIN).mean(), 0 if model is None else len(marked))
         rows.setdefault(pair["set"], []).append((*ours, *theirs))
     print(f"{options.model} at {spec.size} px; share within {WITHIN:g} px of the truth, mean over pairs")
-    print(
-        f"{'set':>10} {'pairs':>6} {'ours':>6} {'matches':>8} {'SIFT':>6} {'matches':>8} {'SIFT found nothing':>19}"
-    )
+    print("       set  pairs    ours  matches    SIFT  matches  SIFT found nothing")
     for name, found in rows.items():
         table = np.array(found)
         ours, n_ours, sift, n_sift = table.mean(axis=0)
         nothing = f"{int((table[:, 3] == 0).sum())} of {len(table)}"
-        print(
-            f"{name:>10} {len(table):>6} {ours:>6.3f} {n_ours:>8.0f} {sift:>6.3f} {n_sift:>8.0f} {nothing:>19}"
-        )
+        head = f"{name:>10} {len(table):>6}"
+        print(f"{head}   {ours:.3f} {n_ours:>8.0f}   {sift:.3f} {n_sift:>8.0f} {nothing:>19}")
 
 
 def animal_pairs(folder: Path, target: Path, limit: int) -> Path:
@@ -181,26 +178,17 @@ def measure_semantic(options: argparse.Namespace) -> None:
             "animal poses": animal_pairs(folder / "animal_pose", Path(name), options.limit),
         }
         print(f"{options.model} at {options.size} px; PCK per point, %")
-        print(
-            f"{'set':>20} {'pairs':>6} {'points':>7} {'read-out':>12} {'@0.1':>6} {'@0.05':>6}  kept: @0.1  @0.05  share"
-        )
+        print("                 set  pairs  points     read-out   @0.1  @0.05  kept: @0.1  @0.05  share")
         for label, root in sets.items():
             for step, matching in STEPS.items():
-                spec = EvalSpec(
-                    "pairs",
-                    root,
-                    alphas=(0.1, 0.05),
-                    features=FeatureSpec(size=options.size),
-                    matching=matching,
-                )
+                features = FeatureSpec(size=options.size)
+                spec = EvalSpec("pairs", root, alphas=(0.1, 0.05), features=features, matching=matching)
                 report = evaluate_correspondence(encoder, spec)
-                wide, narrow = (100 * report["pck"][alpha]["point"] for alpha in ("0.1", "0.05"))
-                kept = [100 * (report["pck"][alpha]["kept"] or 0) for alpha in ("0.1", "0.05")]
-                print(
-                    f"{label:>20} {report['n_pairs']:>6} {report['n_points']:>7} {step:>12} {wide:>6.1f} {narrow:>6.1f}"
-                    f"       {kept[0]:>5.1f}  {kept[1]:>5.1f}  {100 * report['kept_share']:>4.0f} %",
-                    flush=True,
-                )
+                found = [report["pck"][alpha] for alpha in ("0.1", "0.05")]
+                every = " ".join(f"{100 * at['point']:>6.1f}" for at in found)
+                kept = "  ".join(f"{100 * (at['kept'] or 0):>5.1f}" for at in found)
+                head = f"{label:>20} {report['n_pairs']:>6} {report['n_points']:>7} {step:>12}"
+                print(f"{head} {every}       {kept}  {report['kept_share']:>5.0%}", flush=True)
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import console
+
 if TYPE_CHECKING:
     from dinov2kit.features import FeatureSpec
     from dinov2kit.pairs import LocalEncoder
@@ -110,4 +112,9 @@ def local_encoder(given: Mapping[str, Any]) -> LocalEncoder:
         return encoder
     from dinov2kit.adapter import AdaptedEncoder, load_adapter
 
-    return AdaptedEncoder(encoder, load_adapter(given["adapter"]))
+    adapter = load_adapter(given["adapter"])
+    if not adapter.recommended:
+        console.warn(
+            f"{given['adapter']} lost to the raw features on held-out points: better match without it"
+        )
+    return AdaptedEncoder(encoder, adapter)

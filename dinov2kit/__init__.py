@@ -34,10 +34,12 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from dinov2kit.features import Features, FeatureSpec
+    from dinov2kit.geometry import Geometry, verify
     from dinov2kit.grid import PatchGrid
     from dinov2kit.identity import ModelIdentity
-    from dinov2kit.matching import Matches, match
+    from dinov2kit.matching import Matches, MatchSpec, match
     from dinov2kit.metrics import recall_at_k
+    from dinov2kit.pck import pck
     from dinov2kit.weights import list_models
 
 __version__ = "0.1.0"
@@ -50,9 +52,11 @@ _HOME = {  # public name -> module; torch loads on first use
     "Encoder": "encoder",
     "FeatureSpec": "features",
     "Features": "features",
+    "Geometry": "geometry",
     "ImageError": "errors",
     "KitError": "errors",
     "MatchError": "errors",
+    "MatchSpec": "matching",
     "Matches": "matching",
     "ModelIdentity": "identity",
     "PatchGrid": "grid",
@@ -67,7 +71,9 @@ _HOME = {  # public name -> module; torch loads on first use
     "draw_matches": "draw",
     "list_models": "weights",
     "match": "matching",
+    "pck": "pck",
     "recall_at_k": "metrics",
+    "verify": "geometry",
 }
 
 __all__ = [
@@ -78,9 +84,11 @@ __all__ = [
     "Encoder",
     "FeatureSpec",
     "Features",
+    "Geometry",
     "ImageError",
     "KitError",
     "MatchError",
+    "MatchSpec",
     "Matches",
     "ModelIdentity",
     "PatchGrid",
@@ -95,7 +103,9 @@ __all__ = [
     "draw_matches",
     "list_models",
     "match",
+    "pck",
     "recall_at_k",
+    "verify",
 ]
 
 

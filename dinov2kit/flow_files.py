@@ -1,4 +1,4 @@
-"""Dense flow in files: Middlebury `.flo`, `.npy`, and `.npz` with its certainty. Needs no torch."""
+"""Dense flow in files: Middlebury `.flo`, `.npy`, and `.npz` with what belongs to it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -22,27 +22,26 @@ LARGEST_KNOWN = 1e9  # in pixels; beyond it there is no flow
 LONGEST_SIDE = 100_000
 
 
-def write_flow(path: Path, flow: Flow, certainty: Float32[np.ndarray, "height width"] | None = None) -> None:
+def write_flow(path: Path, flow: Flow, **beside: np.ndarray) -> None:
     """Write a flow field; the file is complete or not there at all.
 
     Args:
         path: its suffix is the format. `.flo`: the flow alone, 1e10 in both components where there is none;
-            `.npy`: the flow alone, NaN where there is none; `.npz`: arrays `flow` and, when it is given,
-            `certainty`.
+            `.npy`: the flow alone, NaN where there is none; `.npz`: the arrays `flow` and those beside it.
         flow: (u, v) per pixel: pixel (x, y) of image 0 lies at (x + u, y + v) in image 1; NaN for none.
-        certainty: how far to trust it, in [0, 1]; only `.npz` has room for it.
+        beside: more arrays by name, such as the certainty; only `.npz` has room for them.
 
     Raises:
-        ArgumentError: the suffix is none of these, the format has no room for the certainty, a side is out of
-            range, or the folder cannot be written.
+        ArgumentError: the suffix is none of these, the format has no room for what is beside it, a side is
+            out of range, or the folder cannot be written.
 
     Source: Baker et al., "A Database and Evaluation Methodology for Optical Flow", IJCV 2011, and the file
         format of its benchmark.
     """
     suffix = _known_suffix(path)
-    if certainty is not None and suffix != ".npz":
+    if beside and suffix != ".npz":
         raise ArgumentError(
-            f"{path.name!r} has no room for a certainty", hint="name a file that ends in .npz"
+            f"{path.name!r} has no room for {', '.join(beside)}", hint="name a file that ends in .npz"
         )
     height, width = flow.shape[:2]
     if not _sides_fit(width, height):
@@ -54,10 +53,8 @@ def write_flow(path: Path, flow: Flow, certainty: Float32[np.ndarray, "height wi
             np.where(known, flow, UNKNOWN).astype("<f4").tofile(file)
         elif suffix == ".npy":
             np.save(file, flow)
-        elif certainty is None:
-            np.savez(file, flow=flow)
         else:
-            np.savez(file, flow=flow, certainty=certainty)
+            np.savez(file, allow_pickle=False, flow=flow, **beside)
 
 
 def read_flow(path: Path) -> Flow:

@@ -1,7 +1,8 @@
 """Do the matches of one pair agree on one geometry? A robust fit that rather says no than something wrong.
 
 Models and thresholds are in pixels of the original images, as the matches are. The arithmetic is in a common
-frame: both sets of points lie around the origin and are spread equally wide, in pixels of image 1.
+frame: both sets of points lie around the origin and are spread equally wide, in pixels of image 1, so that
+one threshold serves both.
 """
 
 from __future__ import annotations
@@ -153,8 +154,7 @@ def verify(
         flaw = _bad_shape(kind, matrix, agreeing.keypoints0, agreeing.keypoints1, threshold)
     if flaw is not None:
         return none(flaw)
-    inliers = np.zeros(len(matches), bool)
-    inliers[usable] = inlier
+    inliers = np.isin(np.arange(len(matches)), usable[inlier])
     return Geometry(kind, matrix, inliers, threshold, len(usable), None)
 
 
@@ -208,10 +208,7 @@ def _distinct(used: Matches) -> Rows:
 
 
 def _common_frame(pixels0: np.ndarray, pixels1: np.ndarray) -> tuple[Matrix, Matrix]:
-    """Return the maps that bring both images to the origin, and image 0 to the spread of image 1.
-
-    So an estimator that knows one threshold only measures both images in pixels of image 1.
-    """
+    """Return the maps that bring both images to the origin, and image 0 to the spread of image 1."""
     spread0, spread1 = (float(pixels.std(axis=0, dtype=np.float64).max()) for pixels in (pixels0, pixels1))
     scale = spread1 / spread0 if spread0 and spread1 else 1.0
     (x0, y0), (x1, y1) = (pixels.mean(axis=0, dtype=np.float64) for pixels in (pixels0, pixels1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from dinov2kit.errors import MatchError
 from dinov2kit.shapes import Keypoints
 
 
@@ -67,6 +68,18 @@ class PatchGrid:
         shift_x, shift_y = left * self.stride, top * self.stride
         offset_x, offset_y = self.offset_x - shift_x, self.offset_y - shift_y
         return replace(self, rows=rows, cols=cols, offset_x=offset_x, offset_y=offset_y)
+
+    def visible(self) -> PatchGrid:
+        """Return the part of this grid whose patch centres lie on the original image, not on padding.
+
+        Raises:
+            MatchError: there is no such patch.
+        """
+        inside = self.inside().reshape(self.rows, self.cols)
+        rows, cols = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        if not len(rows):
+            raise MatchError(f"no patch of the {self.rows}x{self.cols} grid has its centre on the image")
+        return self.part(int(rows[0]), int(cols[0]), len(rows), len(cols))
 
     def cell_of(self, cells: Keypoints) -> Int64[np.ndarray, " n"]:
         """Return the row-major index of the patch that each (x, y) in the cell frame is nearest to."""

@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from dinov2kit.errors import ArgumentError, MatchError
+from dinov2kit.errors import ArgumentError
 from dinov2kit.features import Features
 from dinov2kit.files import written_whole
 from dinov2kit.grid import PatchGrid
@@ -133,7 +133,7 @@ def one_to_one(matches: Matches, grid1: PatchGrid) -> Int32[np.ndarray, " n"]:
     None is the answer for matches that are not kept, and for those whose patch a more confident match wants
     as well (of equals, the first has it): no patch of image 1 is the answer twice.
     """
-    grid = visible_grid(grid1)
+    grid = grid1.visible()
     nearest = grid.cell_of(grid.to_cells(matches.keypoints1))
     kept = np.flatnonzero(matches.kept)
     ranked = kept[np.argsort(-matches.confidence[kept], kind="stable")]
@@ -141,19 +141,6 @@ def one_to_one(matches: Matches, grid1: PatchGrid) -> Int32[np.ndarray, " n"]:
     answers = np.full(len(matches), -1, np.int32)
     answers[ranked[first]] = nearest[ranked[first]]
     return answers
-
-
-def visible_grid(grid: PatchGrid) -> PatchGrid:
-    """Return the part of a grid whose patch centres lie on the image.
-
-    Raises:
-        MatchError: there is no such patch.
-    """
-    inside = grid.inside().reshape(grid.rows, grid.cols)
-    rows, cols = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    if not len(rows):
-        raise MatchError(f"no patch of the {grid.rows}x{grid.cols} grid has its centre on the image")
-    return grid.part(int(rows[0]), int(cols[0]), len(rows), len(cols))
 
 
 def write_pair_group(
@@ -188,7 +175,7 @@ def write_image_group(file: h5py.Group, name: str, features: Features) -> h5py.G
         MatchError: no patch lies on the image.
     """
     grid = features.grid
-    seen = visible_grid(grid)
+    seen = grid.visible()
     descriptors = features.local_descriptors.cpu().numpy()[grid.inside()]
     group = file.create_group(name)
     group["keypoints"] = seen.centers()

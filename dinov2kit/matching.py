@@ -251,24 +251,19 @@ def _visible_field(
     grid, descriptors = features.grid, features.local_descriptors.to(device)
     if not bool(torch.isfinite(descriptors).all()):
         raise MatchError("the features hold values that are not finite", hint="use --precision fp32")
-    inside = grid.inside().reshape(grid.rows, grid.cols)
-    rows, cols = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    if not len(rows):
-        raise MatchError(f"no patch of the {grid.rows}x{grid.cols} grid has its centre on the image")
-    part = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
-    open_ = _open_cells(features, mask, side).reshape(grid.rows, grid.cols)[part]
+    seen, inside = grid.visible(), grid.inside()
+    open_ = _open_cells(features, mask, side)[inside]
     if not open_.any():
         raise MatchError(
             f"no patch of image {side} is left to match", hint="widen its mask, or match without one"
         )
-    visible = descriptors.view(grid.rows, grid.cols, -1)[part]
     field = Field(
-        descriptors=visible.flatten(0, 1).contiguous(),
-        rows=len(rows),
-        cols=len(cols),
-        open=None if open_.all() else torch.from_numpy(open_.ravel().copy()).to(device),
+        descriptors=descriptors if inside.all() else descriptors[torch.from_numpy(inside).to(device)],
+        rows=seen.rows,
+        cols=seen.cols,
+        open=None if open_.all() else torch.from_numpy(open_).to(device),
     )
-    return field, grid.part(int(rows[0]), int(cols[0]), len(rows), len(cols))
+    return field, seen
 
 
 def _open_cells(features: Features, mask: PatchMask | None, side: int) -> PatchMask:

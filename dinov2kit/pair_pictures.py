@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from numpy import ndarray
 
 from dinov2kit.dense import Kind, dense_flow
 from dinov2kit.draw import FORMATS, draw_dots, draw_matches, write_image
 from dinov2kit.errors import ArgumentError
-from dinov2kit.files import written_whole
+from dinov2kit.flow_files import SUFFIXES as FLOWS
 from dinov2kit.flow_files import write_flow
 from dinov2kit.flow_pictures import draw_flow, draw_grid, draw_warp
 from dinov2kit.images import read_image
@@ -21,8 +20,6 @@ from dinov2kit.pairs import MatchedPair
 from dinov2kit.pictures import draw_heat, draw_pca
 from dinov2kit.principal import pca_maps
 from dinov2kit.warping import DenseFlow, swap_object, warp_to_0
-
-FLOWS = (".flo", ".npy", ".npz")
 
 
 def check_outputs(
@@ -73,12 +70,11 @@ def write_pair_flow(pair: MatchedPair, path: Path, kind: Kind = "smooth") -> Den
     """
     check_suffix(path, "a flow", FLOWS)
     flow, grid1 = pair_flow(pair, kind), pair.features[1].grid
-    if path.suffix.lower() != ".npz":
-        write_flow(path, flow.flow)
-        return flow
-    unit_grid = flow.to_unit_grid(grid1.width, grid1.height)
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, flow=flow.flow, certainty=flow.certainty, valid=flow.valid, unit_grid=unit_grid)
+    beside = {}
+    if path.suffix.lower() == ".npz":
+        unit_grid = flow.to_unit_grid(grid1.width, grid1.height)
+        beside = {"certainty": flow.certainty, "valid": flow.valid, "unit_grid": unit_grid}
+    write_flow(path, flow.flow, **beside)
     return flow
 
 

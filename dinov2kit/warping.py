@@ -277,7 +277,7 @@ def _paint_triangles(
     """Return the values between the corners of each triangle; NaN outside of all."""
     painted = np.full((height, width, 2), np.nan, np.float32)
     corners = np.concatenate([points[triangles], np.ones((len(triangles), 3, 1))], axis=2)
-    broad = np.abs(np.linalg.det(corners)) > 1e-6
+    broad = np.abs(np.linalg.det(corners)) > 1e-3  # twice the area in square pixels
     if not broad.any():
         raise MatchError(f"the {len(points)} keypoints span no triangle; wanted 3 that do not lie on a line")
     triangles, corners = triangles[broad], corners[broad]

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from dinov2kit.features import Features, FeatureSpec
 from dinov2kit.grid import PatchGrid
 from dinov2kit.train import AdaptConfig, Progress, adapt, plan_adapt
 from dinov2kit.train.adapt_run import AdaptRun
-from dinov2kit.train.held_out import Judge, measure, read_keypoint_pairs
+from dinov2kit.train.held_out import Judge, measure, read_marked
 from dinov2kit.train.losses import gaussian_cross_entropy, info_nce, one_cycle
 from dinov2kit.train.photo_split import PhotoStream, content_digest, split_photos
 from dinov2kit.train.pseudo_pairs import find_partners, label
@@ -356,11 +357,25 @@ def marked(tmp_path: Path) -> Path:
 
 
 def test_keypoints_count_as_correct_within_a_share_of_the_box(marked: Path, encoder: Encoder) -> None:
-    pairs = read_keypoint_pairs(marked)
-    assert pairs[0].extent == 400
-    found = measure(Judge(encoder, Adapter(64), 168), PhotoStream((), 140, 5), pairs)
+    pairs = read_marked(marked)
+    judge, nothing = Judge(encoder, Adapter(64), 168), PhotoStream((), 140, 5)
+    found = measure(judge, nothing, pairs)
     assert [(one.name, one.alpha, one.points) for one in found] == [("pairs", 0.1, 4), ("pairs", 0.05, 4)]
     assert [one.raw for one in found] == [0.75, 0.75]  # 70 px are more than 0.1 of 400
+    wide = [replace(pairs[0], box1=(0.0, 0.0, 1000.0, 60.0))]
+    assert [one.raw for one in measure(judge, nothing, wide)] == [1.0, 0.75]  # less than 0.1 of 1000
+
+
+def test_without_a_box_the_length_is_that_of_the_image_and_points_beside_it_do_not_count(
+    marked: Path, encoder: Encoder
+) -> None:
+    (pair,) = read_marked(marked)
+    points = np.concatenate([pair.keypoints0, [[200.0, 10.0]]]).astype(np.float32)
+    judge = Judge(encoder, Adapter(64), 168)
+    shares = judge.errors(pair.path0, pair.path1, points, points)
+    pixels = judge.errors(pair.path0, pair.path1, points, points, length=1.0)
+    assert shares.shape == (2, 4)
+    np.testing.assert_allclose(shares * 168, pixels, rtol=1e-5)
 
 
 def test_an_adapter_that_changes_nothing_measures_as_raw_and_a_planted_bad_one_loses(
@@ -374,11 +389,11 @@ def test_an_adapter_that_changes_nothing_measures_as_raw_and_a_planted_bad_one_l
 
     same, bad = Unchanged(64, card=AdapterCard(norm=True)), Adapter(64)
     plant(bad)
-    found = measure(Judge(encoder, same, 112), held_out, read_keypoint_pairs(marked))
+    found = measure(Judge(encoder, same, 112), held_out, read_marked(marked))
     assert [one.name for one in found[::2]] == ["warped", "mirrored", "pairs"]
     assert [one.points for one in found[::2]] == [96, 96, 4]
     assert all(one.raw == one.adapted and not one.lost for one in found)
-    found = measure(Judge(encoder, bad, 112), held_out, read_keypoint_pairs(marked))
+    found = measure(Judge(encoder, bad, 112), held_out, read_marked(marked))
     assert all(one.lost and one.adapted < 0.5 for one in found if one.name == "pairs")
 
 
@@ -414,11 +429,10 @@ def test_marked_photos_are_never_learned_under_any_name(
     assert len(run.training.paths) == 9
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '[{"src": "a"}]', '{"a": 1}', "3"])
-def test_a_file_without_keypoint_pairs_is_refused(text: str, tmp_path: Path) -> None:
-    (tmp_path / "pairs.json").write_text(text)
-    with pytest.raises(ArgumentError, match=r"holds no keypoint"):
-        read_keypoint_pairs(tmp_path / "pairs.json")
+def test_pairs_without_keypoints_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "pairs.json").write_text("[]")
+    with pytest.raises(ArgumentError, match="holds no keypoints"):
+        read_marked(tmp_path / "pairs.json")
 
 
 def test_what_cannot_be_written_or_cut_is_refused_before_any_work(photos: Path, tmp_path: Path) -> None:

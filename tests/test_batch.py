@@ -314,7 +314,7 @@ print(moment, kills)
 
 
 def test_a_kill_at_any_moment_and_a_rerun_give_what_a_straight_run_gives(root: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}  # it forks
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path)], env=environment, capture_output=True, text=True
     )

@@ -160,6 +160,16 @@ def test_an_outlier_is_replaced_by_what_its_neighbours_say(patch: tuple[int, int
     assert np.abs(dense_flow(matches, PLAIN, kind="raw").flow - truth).max() > 150
 
 
+def test_outliers_side_by_side_do_not_speak_for_each_other() -> None:
+    """The corner hears one patch that is right and two that are wrong."""
+    answers = affine(PLAIN.centers()).reshape(12, 16, 2)
+    answers[0, 0] += [170, -90]
+    answers[0, 1] += [-200, -150]
+    answers[1, 1] += [-400, 300]
+    found = dense_flow(matches_at(PLAIN, answers.reshape(-1, 2)), PLAIN)
+    np.testing.assert_allclose(found.flow, affine(pixels(PLAIN)) - pixels(PLAIN), atol=2e-2)
+
+
 def test_a_small_error_is_smoothed_the_more_the_less_it_is_trusted() -> None:
     truth = affine(pixels(PLAIN)) - pixels(PLAIN)
     confidence = np.full((12, 16), 0.5)
@@ -217,6 +227,21 @@ def test_the_size_of_image_1_changes_nothing(scale: float) -> None:
         large = dense_flow(matches_at(PLAIN, answers * scale), PLAIN, kind=kind)
         places = (small.flow + pixels(PLAIN)) * scale
         np.testing.assert_allclose(large.flow + pixels(PLAIN), places, atol=2e-3 * max(1, scale))
+
+
+def test_answers_of_no_confidence_have_no_say_in_what_a_jump_is() -> None:
+    """Most patches answer anywhere; the few that are trusted show an edge of 10 patches."""
+    answers = np.random.default_rng(0).uniform(0, 2000, (12, 16, 2))
+    trusted = np.zeros((12, 16), bool)
+    trusted[3:9, 4:10] = True
+    answers[trusted] = affine(PLAIN.centers()).reshape(12, 16, 2)[trusted]
+    answers[3:9, 7:10] += [-140, 0]
+    confidence = np.where(trusted, 0.9, 1e-4).ravel()
+    found = dense_flow(matches_at(PLAIN, answers.reshape(-1, 2), confidence), PLAIN)
+    truth = affine(pixels(PLAIN)) - pixels(PLAIN)
+    left, right = np.s_[50:118, 64:90], np.s_[50:118, 106:132]
+    np.testing.assert_allclose(found.flow[left], truth[left], atol=0.1)
+    np.testing.assert_allclose(found.flow[right], truth[right] + [-140, 0], atol=0.1)
 
 
 def test_transposed_images_have_the_transposed_flow() -> None:

@@ -69,14 +69,14 @@ def test_flow_that_is_not_contiguous_is_written_in_its_order(tmp_path: Path) -> 
 
 def test_the_certainty_goes_into_an_npz_file_and_into_no_other(tmp_path: Path) -> None:
     flow, certainty = random_flow(), np.random.default_rng(1).random((7, 11), np.float32)
-    write_flow(tmp_path / "a.npz", flow, certainty)
+    write_flow(tmp_path / "a.npz", flow, certainty=certainty)
     with np.load(tmp_path / "a.npz") as held:
         np.testing.assert_array_equal(held["certainty"], certainty)
         np.testing.assert_array_equal(held["flow"], flow)
     np.testing.assert_array_equal(read_flow(tmp_path / "a.npz"), flow)
     for suffix in (".flo", ".npy"):
-        with pytest.raises(ArgumentError, match="no room for a certainty"):
-            write_flow(tmp_path / f"a{suffix}", flow, certainty)
+        with pytest.raises(ArgumentError, match="no room for certainty"):
+            write_flow(tmp_path / f"a{suffix}", flow, certainty=certainty)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.npz"]
 
 
@@ -127,6 +127,15 @@ def test_a_damaged_flo_file_is_refused_with_the_reason(
 def test_an_npy_file_of_something_else_is_refused(tmp_path: Path, array: np.ndarray, complaint: str) -> None:
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(ImageError, match=complaint):
+        read_flow(tmp_path / "a.npy")
+
+
+def test_an_npy_file_shorter_than_it_says_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (99_999, 99_999, 2)}
+        np.lib.format.write_array_header_1_0(file, shape)
+        file.write(bytes(64))
+    with pytest.raises(ImageError, match="holds no flow"):
         read_flow(tmp_path / "a.npy")
 
 

@@ -113,8 +113,7 @@ def test_the_epipolar_geometry_is_recovered_among_forty_percent_of_outliers(seed
     fresh0, fresh1 = views("fundamental", 500, seed=99)
     assert np.median(epipolar_distance(found.matrix, fresh0, fresh1)) < 0.05
     assert epipolar_distance(found.matrix, fresh0, fresh1).max() < 0.5
-    assert epipolar_distance(found.matrix, *views("homography", 500)).min() < 3 < 20  # not any pair obeys
-    assert np.median(epipolar_distance(found.matrix, *views("homography", 500))) > 10
+    assert np.median(epipolar_distance(found.matrix, *views("homography", 500))) > 10  # not any pair obeys
 
 
 @pytest.mark.parametrize("kind", MAPS)

@@ -169,11 +169,22 @@ def test_a_mesh_of_three_points_is_one_triangle_and_keypoints_off_the_image_are_
     np.testing.assert_allclose(whole.flow, 7, atol=1e-4)
 
 
+def test_the_hull_of_a_mesh_has_no_dents() -> None:
+    """A keypoint just within the upper border makes a triangle so flat that its circle is very large."""
+    points0 = np.array([[0, 0], [45, 0.2], [89, 0], [0, 59], [89, 59]], np.float32)
+    found = mesh_flow(points0, points0 + 3, WIDTH, HEIGHT)
+    assert found.valid.all()
+    np.testing.assert_allclose(found.flow, 3, atol=1e-4)
+
+
 @pytest.mark.parametrize("make", [mesh_flow, parametric_flow])
 def test_keypoints_that_make_no_map_are_refused(make) -> None:
     line = np.array([[x, 2 * x + 1] for x in range(20)], np.float32)
     with pytest.raises(MatchError, match=r"the 20 keypoints .*do not"):
         make(line, line, WIDTH, HEIGHT)
+    slanted = np.array([[x, x / 3 + 0.1] for x in range(20)], np.float32)  # but for rounding
+    with pytest.raises(MatchError, match=r"the 20 keypoints .*do not"):
+        make(slanted, slanted, WIDTH, HEIGHT)
     with pytest.raises(MatchError, match=r"the 5 keypoints .*do not"):
         make(np.full((5, 2), 3, np.float32), scattered(5), WIDTH, HEIGHT)
     with pytest.raises(MatchError, match="2 keypoints and 2 answers; wanted 3 or more"):

@@ -40,7 +40,7 @@ class AdaptConfig(BaseModel):
         norm: as in `FeatureSpec`; the published adapters read tokens before the final norm.
         holdout: share of the photos that training never sees.
         holdout_most: most of them to measure on.
-        holdout_pairs: keypoint pairs to measure on as well, as `read_keypoint_pairs` reads them; training
+        holdout_pairs: keypoint pairs to measure on as well, as `read_pairs_json` reads them; training
             leaves their photos out.
         seed: of everything random.
         save_every: steps between two savings of the unfinished run; one comes also after 60 seconds.

@@ -26,7 +26,7 @@ from dinov2kit.shapes import Image, Keypoints
 from dinov2kit.tensor_files import load_tensors
 
 from .adapt_config import AdaptConfig
-from .held_out import read_keypoint_pairs
+from .held_out import read_marked
 from .losses import gaussian_cross_entropy, info_nce, one_cycle
 from .photo_split import PhotoStream, content_digest, split_photos
 from .pseudo_pairs import find_partners, label
@@ -75,9 +75,11 @@ class AdaptRun:
 
     def __init__(self, config: AdaptConfig, encoder: Encoder) -> None:
         self.config, self.encoder = config, encoder
-        self.pairs = read_keypoint_pairs(config.holdout_pairs) if config.holdout_pairs else []
-        marked = {content_digest(path) for path in {path for pair in self.pairs for path in pair.paths}}
-        split = split_photos(list_images(config.sources), config.holdout, never=marked)
+        self.pairs = read_marked(config.holdout_pairs) if config.holdout_pairs else []
+        marked = {path for pair in self.pairs for path in (pair.path0, pair.path1)}
+        split = split_photos(
+            list_images(config.sources), config.holdout, never=set(map(content_digest, marked))
+        )
         side = round(MARGIN * config.size)
         self.training = PhotoStream(split.training, side, config.seed)
         self.held_out = PhotoStream(split.held_out[: config.holdout_most], side, _MEASURING)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,9 @@ from dinov2kit.encoder import Encoder
 from dinov2kit.errors import ArgumentError
 from dinov2kit.features import Features, FeatureSpec
 from dinov2kit.images import Source
+from dinov2kit.keypoint_sets import KeypointPair, read_pairs_json
 from dinov2kit.matching import match
+from dinov2kit.pck import errors
 from dinov2kit.shapes import Keypoints
 
 from .photo_split import PhotoStream
@@ -33,7 +34,7 @@ class Measure:
     Attributes:
         name: "warped", "mirrored" or "pairs": what was measured on.
         alpha: a keypoint is correct when it is closer than this share of the longer side of the target, which
-            is the view, or the box around the thing for "pairs".
+            is the view; for "pairs" the box around the thing, or the image where there is no box.
         raw: share with the tokens that `dinokit match` reads without an adapter, 0 to 1.
         adapted: share with the adapter.
         points: how many keypoints.
@@ -51,51 +52,15 @@ class Measure:
         return self.adapted < self.raw
 
 
-@dataclass(frozen=True)
-class KeypointPair:
-    """Two photos with keypoints that show the same, marked by people.
-
-    Attributes:
-        paths: the photos.
-        points0: (x, y) in pixels of photo 0.
-        points1: the same in pixels of photo 1.
-        extent: longer side of the box around the thing in photo 1, in pixels.
-    """
-
-    paths: tuple[Path, Path]
-    points0: Keypoints
-    points1: Keypoints
-    extent: float
-
-
-def read_keypoint_pairs(path: Path) -> list[KeypointPair]:
-    """Read a JSON list of pairs: `src`, `trg`, `src_kps`, `trg_kps` and `trg_bbox`.
-
-    A box is left, top, right, bottom. Photos lie beside the file, or in a folder `images` beside it.
+def read_marked(path: Path) -> list[KeypointPair]:
+    """Read keypoints that people marked, as `read_pairs_json` does.
 
     Raises:
-        ArgumentError: the file cannot be read, or holds something else.
+        ImageError: the file is missing or damaged.
+        ArgumentError: there are no keypoints in it.
     """
-    folder = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        pairs = []
-        for entry in entries:
-            left, top, right, bottom = entry["trg_bbox"]
-            pairs.append(
-                KeypointPair(
-                    paths=(folder / entry["src"], folder / entry["trg"]),
-                    points0=np.array(entry["src_kps"], np.float32).reshape(-1, 2),
-                    points1=np.array(entry["trg_kps"], np.float32).reshape(-1, 2),
-                    extent=float(max(right - left, bottom - top)),
-                )
-            )
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise ArgumentError(
-            f"{path} holds no keypoint pairs: {error!r}",
-            hint='wanted a JSON list of {"src", "trg", "src_kps", "trg_kps", "trg_bbox"}',
-        ) from error
-    if not any(len(pair.points0) for pair in pairs):
+    pairs = [pair for pair in read_pairs_json(path) if len(pair.keypoints0)]
+    if not pairs:
         raise ArgumentError(f"{path} holds no keypoints")
     return pairs
 
@@ -115,12 +80,31 @@ class Judge:
     size: int
 
     def errors(
-        self, source0: Source, source1: Source, points0: Keypoints, points1: Keypoints
-    ) -> Float[np.ndarray, "2 n"]:
-        """Return how far from the truth the keypoints land: raw, then adapted, in pixels of image 1."""
+        self,
+        source0: Source,
+        source1: Source,
+        points0: Keypoints,
+        points1: Keypoints,
+        *,
+        length: float | None = None,
+    ) -> Float[np.ndarray, "2 shown"]:
+        """Return how far from the truth the keypoints on image 0 land: raw, then adapted.
+
+        Args:
+            source0: image 0.
+            source1: image 1.
+            points0: (x, y) in pixels of image 0.
+            points1: the same places in pixels of image 1.
+            length: what errors are a share of, in pixels of image 1; None: its longer side.
+        """
         raw, adapted = zip(self._encode(source0), self._encode(source1), strict=True)
-        landed = [match(*features, points=points0).keypoints1 for features in (raw, adapted)]
-        return np.asarray(np.linalg.norm(np.stack(landed) - points1, axis=2))
+        grid0, grid1 = (features.grid for features in raw)
+        shown = grid0.contains(points0)
+        if not shown.any():
+            return np.empty((2, 0))
+        landed = [match(*features, points=points0[shown]).keypoints1 for features in (raw, adapted)]
+        found = np.stack([errors(places, points1[shown]) for places in landed])
+        return found / (length or max(grid1.width, grid1.height))
 
     def _encode(self, source: Source) -> tuple[Features, Features]:
         plain = FeatureSpec(size=self.size)
@@ -145,29 +129,30 @@ def measure(
         pairs: keypoints that people marked.
         advance: called after each pair.
     """
-    errors: dict[str, list[np.ndarray]] = {"warped": [], "mirrored": [], "pairs": []}
+    found: dict[str, list[np.ndarray]] = {"warped": [], "mirrored": [], "pairs": []}
     for number in range(len(photos.paths)):
         _, photo = photos.read(number)
         for name in ("warped", "mirrored"):
             made = make_pair(
                 photo, judge.size, seed=photos.seed, index=number, num=_POINTS, mirrored=name == "mirrored"
             )
-            found = judge.errors(made.view0, made.view1, made.points0, made.points1)
-            errors[name].append(found / judge.size)
+            found[name].append(judge.errors(made.view0, made.view1, made.points0, made.points1))
             advance()
     for pair in pairs:
-        if len(pair.points0):
-            found = judge.errors(*pair.paths, pair.points0, pair.points1)
-            errors["pairs"].append(found / pair.extent)
+        left, top, right, bottom = pair.box1 or (0.0, 0.0, 0.0, 0.0)
+        length = max(right - left, bottom - top) or None
+        found["pairs"].append(
+            judge.errors(pair.path0, pair.path1, pair.keypoints0, pair.keypoints1, length=length)
+        )
         advance()
     return tuple(
         _share(name, alpha, np.concatenate(parts, axis=1))
-        for name, parts in errors.items()
+        for name, parts in found.items()
         if parts
         for alpha in ALPHAS
     )
 
 
-def _share(name: str, alpha: float, errors: np.ndarray) -> Measure:
-    raw, adapted = (errors < alpha).mean(axis=1)
-    return Measure(name, alpha, float(raw), float(adapted), errors.shape[1])
+def _share(name: str, alpha: float, distances: np.ndarray) -> Measure:
+    raw, adapted = (distances < alpha).mean(axis=1)
+    return Measure(name, alpha, float(raw), float(adapted), distances.shape[1])
