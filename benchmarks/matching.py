@@ -47,6 +47,11 @@ def open_encoder(options: argparse.Namespace) -> LocalEncoder:
     return encoder if options.adapter is None else AdaptedEncoder(encoder, load_adapter(options.adapter))
 
 
+def wanted_features(options: argparse.Namespace) -> FeatureSpec:
+    spec = FeatureSpec(size=options.size)
+    return spec if options.adapter is None else load_adapter(options.adapter).card.expects(spec)
+
+
 def random_features(side: int, dim: int, seed: int) -> Features:
     tokens = torch.randn(side * side, dim, generator=torch.Generator().manual_seed(seed))
     grid = PatchGrid(side, side, 14, side * 14, side * 14, 1.0, 1.0)
@@ -117,7 +122,7 @@ def on_image(points: np.ndarray, size: list[int]) -> np.ndarray:
 def measure_geometric(options: argparse.Namespace) -> None:
     """Homographies: chosen keypoints. WxBS: marked points are carried over, for SIFT by its model."""
     encoder, folder = open_encoder(options), options.root / "geometric"
-    spec = FeatureSpec(size=options.size)
+    spec = wanted_features(options)
     rows: dict[str, list[tuple[float, ...]]] = {}
     for pair in json.loads((folder / "pairs.json").read_text()):
         if pair["type"] not in ("homography", "correspondences"):
@@ -181,7 +186,7 @@ def measure_semantic(options: argparse.Namespace) -> None:
         print("                 set  pairs  points     read-out   @0.1  @0.05  kept: @0.1  @0.05  share")
         for label, root in sets.items():
             for step, matching in STEPS.items():
-                features = FeatureSpec(size=options.size)
+                features = wanted_features(options)
                 spec = EvalSpec("pairs", root, alphas=(0.1, 0.05), features=features, matching=matching)
                 report = evaluate_correspondence(encoder, spec)
                 found = [report["pck"][alpha] for alpha in ("0.1", "0.05")]

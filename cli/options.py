@@ -83,16 +83,16 @@ DebiasOption = Annotated[
     int, typer.Option(metavar="K", help="Project out K directions that depend on the position alone.")
 ]
 AdapterOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Adapter that the patch tokens pass through.")
+    Path | None, typer.Option(metavar="FILE", help="Adapter for the patch tokens; it says which it reads.")
 ]
 
 
 def feature_spec(given: Mapping[str, Any]) -> FeatureSpec:
-    """Return the local descriptors that the options of a command ask for."""
+    """Return the local descriptors that the options of a command, or else its adapter, ask for."""
     from dinov2kit.encoder import suitable_size
     from dinov2kit.features import FeatureSpec
 
-    return FeatureSpec(
+    spec = FeatureSpec(
         size=given["size"] or suitable_size(given["device"]),
         resize=given["resize"],
         layer=given["layer"],
@@ -101,6 +101,11 @@ def feature_spec(given: Mapping[str, Any]) -> FeatureSpec:
         stride=given["stride"],
         debias=given["debias"],
     )
+    if given["adapter"] is None or (spec.layer, spec.facet, spec.norm) != (-1, "token", True):
+        return spec
+    from dinov2kit.adapter import load_adapter
+
+    return load_adapter(given["adapter"]).card.expects(spec)
 
 
 def local_encoder(given: Mapping[str, Any]) -> LocalEncoder:

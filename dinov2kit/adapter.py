@@ -78,7 +78,8 @@ class AdapterCard:
         if differences:
             raise ArgumentError(
                 "the adapter does not fit these tokens: " + "; ".join(differences),
-                hint="leave these options out where an adapter is used",
+                hint=f"wanted --layer {self.layer} --facet {self.facet}"
+                + ("" if self.norm else " --prenorm"),
             )
 
 

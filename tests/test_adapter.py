@@ -279,8 +279,9 @@ def test_an_adapted_encoder_says_so_and_encodes_as_the_parts_do(encoder: Encoder
 def test_tokens_that_the_adapter_does_not_know_are_refused(
     change: dict[str, object], said: str, encoder: Encoder, photo: Path
 ) -> None:
-    with pytest.raises(ArgumentError, match=said):
+    with pytest.raises(ArgumentError, match=said) as caught:
         AdaptedEncoder(encoder, trained()).encode(photo, replace(READ, **change))
+    assert caught.value.hint == "wanted --layer -1 --facet token --prenorm"
 
 
 def test_the_norm_does_not_matter_to_a_facet_that_never_passes_it() -> None:

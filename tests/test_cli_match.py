@@ -18,8 +18,10 @@ from PIL import Image as PillowImage
 from skimage import data
 from typer.testing import CliRunner
 
+from dinov2kit.adapter import Adapter, AdapterCard, save_adapter
 from dinov2kit.cli.app import KitGroup
 from dinov2kit.cli.match import register
+from dinov2kit.encoder import Encoder
 from dinov2kit.errors import ArgumentError, ImageError
 from dinov2kit.features import Features, FeatureSpec
 from dinov2kit.grid import PatchGrid
@@ -356,6 +358,14 @@ def test_keypoints_are_chosen_in_other_ways(pair: tuple[str, str], how: str) -> 
         assert (row["x1"], row["y1"]) == pytest.approx((row["x0"] - SHIFT, row["y0"]), abs=8)
 
 
+def test_images_without_anything_on_them_have_no_foreground_and_say_so(pair: tuple[str, str]) -> None:
+    for name in ("c.png", "d.png"):
+        PillowImage.new("RGB", (392, 280), "grey").save(name)
+    document = read("c.png", "d.png")
+    assert document["mask"]["mode"] == "none"
+    assert any("no foreground was found" in warning for warning in document["warnings"])
+
+
 def test_an_image_without_corners_says_so(pair: tuple[str, str]) -> None:
     PillowImage.new("RGB", (392, 392), "grey").save("grey.png")
     result = dinokit("grey.png", "b.png", "--keypoints", "sift", "--no-draw", "--mask", "none")
@@ -367,3 +377,23 @@ def test_the_help_shows_an_example() -> None:
     result = dinokit("--help")
     assert result.exit_code == 0
     assert "dinokit match cat1.jpg cat2.jpg" in result.stdout
+
+
+def test_an_adapter_is_given_the_tokens_that_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    PillowImage.fromarray(data.coffee()[:112, :140]).save("a.png")
+    model = Encoder("untrained:vitt14").identity
+    card = AdapterCard(
+        norm=False, model=model.name, weights_sha256=model.weights_sha256, report={"recommended": False}
+    )
+    save_adapter(Adapter(192, card=card), Path("x.safetensors"))
+    command = ["a.png", "a.png", "--model", "untrained:vitt14", "--adapter", "x.safetensors", "--size", "112"]
+    result = dinokit(*command, "--no-draw", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["features"]["norm"] is False
+    assert "lost to the raw features" in result.stderr
+    refused = dinokit(*command, "--no-draw", "--layer", "3")
+    assert refused.exit_code == 2
+    assert "--prenorm" in refused.stderr
