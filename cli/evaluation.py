@@ -55,7 +55,11 @@ def correspondence(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the report (.json); resumable.")
     ] = None,
-    overwrite: Annotated[bool, options.flag("--overwrite", help="Replace an existing report.")] = False,
+    pairs_out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the pairs, for others to evaluate as the set `pairs`."),
+    ] = None,
+    overwrite: Annotated[bool, options.flag("--overwrite", help="Replace existing files.")] = False,
     strict: Annotated[bool, options.flag("--strict", help="Exit 1 when a pair cannot be scored.")] = False,
     model: options.ModelOption = "auto",
     adapter: options.AdapterOption = None,
@@ -79,7 +83,7 @@ def correspondence(
 
     Example: dinokit eval correspondence spair --root SPair-71k --model vitb14 --size 840 --out report.json
     """
-    from dinov2kit.correspondence_eval import EvalSpec, evaluate_correspondence, read_pairs
+    from dinov2kit.correspondence_eval import EvalSpec, evaluate_correspondence, read_pairs, write_pairs
     from dinov2kit.matching import MatchSpec
 
     given = dict(locals())
@@ -97,6 +101,8 @@ def correspondence(
         drop_large=drop_large,
     )
     pairs = read_pairs(spec)
+    if pairs_out is not None:
+        write_pairs(pairs, pairs_out, overwrite=overwrite)
     encoder = options.local_encoder(given)
     with console.progress(quiet=quiet) as bars:
         task = bars.add_task("Matching", total=len(pairs), note=encoder.identity.name)
@@ -130,7 +136,7 @@ def _print(report: dict[str, Any], *, as_json: bool, quiet: bool) -> None:
 
 
 def _print_rows(report: dict[str, Any]) -> None:
-    ways = ("image", "point", "class_mean", "class_weighted", "kept")
+    ways = ("image", "point", "class_mean", "class_weighted", "class_mean_image", "kept")
     alphas = list(report["pck"])
     rows = [(way, *(_share(report["pck"][alpha][way]) for alpha in alphas)) for way in ways]
     if not console.on_terminal():

@@ -1,7 +1,7 @@
 """Pairs of animals made from AP-10K, a set of single images with poses.
 
-The pairs are drawn at random with a seed, so the report of an evaluation lists them: two runs compare only on
-the same list.
+The pairs are drawn at random with a seed, so two runs compare only on the same list: the report has its
+digest, and `keypoint_sets.write_pairs_json` hands it on.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ A run that writes to `OUT` keeps what it has in `OUT.partial`, a line per pair, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,6 +21,7 @@ from dinov2kit.errors import ArgumentError, ImageError, MatchError, check_choice
 from dinov2kit.feature_cache import RecentEncoder
 from dinov2kit.features import Features, FeatureSpec
 from dinov2kit.files import written_whole
+from dinov2kit.grid import PatchGrid
 from dinov2kit.keypoint_sets import (
     SPLITS,
     KeypointPair,
@@ -28,6 +29,7 @@ from dinov2kit.keypoint_sets import (
     read_pf_pascal,
     read_pf_willow,
     read_spair,
+    write_pairs_json,
 )
 from dinov2kit.matching import MatchSpec, match
 from dinov2kit.pairs import LocalEncoder
@@ -41,6 +43,8 @@ from dinov2kit.scene_sets import (
     score_flow,
     score_scene,
 )
+from dinov2kit.score_file import ScoreFile
+from dinov2kit.shapes import Keypoints
 
 DataSet = Literal["spair", "pf-pascal", "pf-willow", "tss", "hpatches", "ap10k", "pairs"]
 Length = Literal["auto", "bbox", "img", "bbox-kp"]
@@ -65,6 +69,7 @@ LENGTHS: dict[str, str] = {
     "pairs": "auto",
 }
 INCLUSIVE = ("tss", "hpatches")
+FAR = 0.1  # of the longer side of an image: a keypoint further outside belongs to another copy of it
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def read_pairs(spec: EvalSpec) -> list[Pair]:
     readers: dict[str, Callable[[], Iterator[Pair]]] = {
         "spair": partial(read_spair, spec.root, spec.split),
         "pf-pascal": partial(read_pf_pascal, spec.root, spec.split),
-        "pf-willow": partial(read_pf_willow, spec.root, spec.split),
+        "pf-willow": partial(read_pf_willow, spec.root),
         "tss": partial(read_tss, spec.root),
         "hpatches": partial(read_hpatches, spec.root, drop_large=spec.drop_large),
         "ap10k": partial(read_ap10k, spec.root, spec.split, seed=spec.seed),
@@ -155,6 +160,20 @@ def read_pairs(spec: EvalSpec) -> list[Pair]:
         drawn = np.random.default_rng(spec.seed).choice(len(pairs), spec.limit, replace=False)
         return [pairs[index] for index in np.sort(drawn)]
     return pairs
+
+
+def write_pairs(pairs: Sequence[Pair], path: Path, *, overwrite: bool = False) -> None:
+    """Write pairs with keypoints as a list that is itself a set, "pairs".
+
+    Raises:
+        ArgumentError: the pairs have no keypoints, or the file exists or cannot be written.
+    """
+    listed = [pair for pair in pairs if isinstance(pair, KeypointPair)]
+    if len(listed) < len(pairs):
+        raise ArgumentError("the truth of these pairs is no list of keypoints, and cannot be written as one")
+    if path.exists() and not overwrite:
+        raise ArgumentError(f"{path} exists already", hint="name another file, or add --overwrite")
+    write_pairs_json(path, listed)
 
 
 def evaluate_correspondence(
@@ -189,8 +208,9 @@ def evaluate_correspondence(
     settings = {
         "model": {"name": encoder.identity.name, "weights_sha256": encoder.identity.weights_sha256},
         **spec.describe(),
+        "pairs_sha256": pairs_digest(pairs),
     }
-    done = _Partial(out, settings)
+    done = ScoreFile(out, settings)
     skipped: list[dict[str, str]] = []
     recent = RecentEncoder(encoder)
     started = time.perf_counter()
@@ -212,6 +232,17 @@ def evaluate_correspondence(
             temporary.write_text(json.dumps({"schema": SCHEMA, **report}, indent=1) + "\n", encoding="utf-8")
         done.drop()
     return report
+
+
+def pairs_digest(pairs: Sequence[Pair]) -> str:
+    """Return a digest of the pairs and their truth, the same wherever the images lie."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        told: list[object] = [pair.name, pair.category]
+        if isinstance(pair, KeypointPair):
+            told += [pair.box1, pair.keypoints0.tolist(), pair.keypoints1.tolist()]
+        digest.update(json.dumps(told).encode())
+    return digest.hexdigest()
 
 
 SCHEMA = "dinokit.eval-correspondence/1"
@@ -248,7 +279,9 @@ def _finite_json(score: PairScore) -> dict[str, object]:
 
 
 def _score(pair: Pair, encoder: LocalEncoder, spec: EvalSpec) -> PairScore:
-    features0, features1 = (encoder.encode(path, spec.features) for path in (pair.path0, pair.path1))
+    mirrored = isinstance(pair, FlowPair) and pair.mirrored
+    features0 = encoder.encode(pair.path0, spec.features)
+    features1 = encoder.encode(pair.path1, replace(spec.features, mirrored=mirrored))
     if isinstance(pair, FlowPair):
         return score_flow(pair, features0, features1, spec.shares, spec.matching)
     if isinstance(pair, ScenePair):
@@ -260,19 +293,33 @@ def _score_keypoints(
     pair: KeypointPair, features0: Features, features1: Features, spec: EvalSpec
 ) -> PairScore:
     """Score predictions in pixels of the target as it is stored, whatever the network saw."""
-    grid0 = features0.grid
-    inside = pair.keypoints0.clip(0, np.array([grid0.width - 1, grid0.height - 1], np.float32))
-    found = match(features0, features1, points=inside, spec=spec.matching)  # annotations may lie on the edge
+    if not len(pair.keypoints0):
+        raise MatchError(f"{pair.name}: no keypoint is in both images")
+    inside = _near(pair, features0.grid, pair.keypoints0)
+    _near(pair, features1.grid, pair.keypoints1)
+    length = _length(pair, features1, spec)
+    if not length > 0:
+        raise MatchError(f"{pair.name}: what alpha is a share of is {length:g} pixels long")
+    found = match(features0, features1, points=inside, spec=spec.matching)
     return score_pair(
         pair.name,
         errors(found.keypoints1, pair.keypoints1),
-        _length(pair, features1, spec),
+        length,
         spec.shares,
         kept=found.kept,
         inclusive=spec.inclusive,
         category=pair.category,
         buckets=pair.buckets,
     )
+
+
+def _near(pair: KeypointPair, grid: PatchGrid, keypoints: Keypoints) -> Keypoints:
+    """Return keypoints moved onto their image: annotations may lie on its edge, but not far outside."""
+    inside = keypoints.clip(0, np.array([grid.width - 1, grid.height - 1], np.float32))
+    if np.abs(inside - keypoints).max() > FAR * max(grid.width, grid.height):
+        size = f"{grid.width}x{grid.height}"
+        raise MatchError(f"{pair.name}: keypoints lie far outside an image of {size} pixels; was it resized?")
+    return inside
 
 
 def _length(pair: KeypointPair, features1: Features, spec: EvalSpec) -> float:
@@ -288,56 +335,3 @@ def _length(pair: KeypointPair, features1: Features, spec: EvalSpec) -> float:
         raise MatchError(f"{pair.name} has no box of the target", hint="use --length img")
     left, top, right, bottom = pair.box1
     return max(right - left, bottom - top)
-
-
-class _Partial:
-    """The scores of an unfinished run, a line each in a file that grows; the first line has the settings."""
-
-    def __init__(self, out: Path | None, settings: dict[str, object]) -> None:
-        self.path = None if out is None else out.with_name(out.name + ".partial")
-        self.scores: dict[str, PairScore] = {}
-        self._settings = json.loads(json.dumps(settings))
-
-    def __enter__(self) -> None:
-        if self.path is None:
-            return
-        try:
-            if self.path.exists():
-                self._read(self.path)
-            self._file = self.path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise ArgumentError(f"cannot write {self.path}: {error.strerror or error}") from error
-        if not self.path.stat().st_size:
-            self._write(self._settings)
-
-    def __exit__(self, *_: object) -> None:
-        if self.path is not None:
-            self._file.close()
-
-    def add(self, score: PairScore) -> None:
-        self.scores[score.name] = score
-        if self.path is not None:
-            self._write(score.to_json())
-
-    def drop(self) -> None:
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    def _write(self, row: dict[str, object]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-    def _read(self, path: Path) -> None:
-        """Take the scores of the whole lines; a line that a kill cut off is dropped from the file."""
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8").splitlines()
-        if lines and json.loads(lines[0]) != self._settings:
-            raise ArgumentError(
-                f"{path} holds an unfinished run with other settings", hint="remove it, or name another --out"
-            )
-        for line in islice(lines, 1, None):
-            score = PairScore.from_json(json.loads(line))
-            self.scores[score.name] = score
-        if whole != content:
-            path.write_bytes(whole)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dinov2kit.errors import ArgumentError, DependencyError, ImageError
+from dinov2kit.errors import DependencyError, ImageError
+from dinov2kit.files import written_whole
 from dinov2kit.shapes import Keypoints
 
 VOC = [
@@ -23,6 +25,12 @@ VOC = [
     *("dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 ]
 SPLITS = ("test", "val", "trn")
+SPAIR_BUCKETS = {
+    "viewpoint": "viewpoint_variation",
+    "scale": "scale_variation",
+    "truncation": "truncation",
+    "occlusion": "occlusion",
+}
 
 
 @dataclass(frozen=True)
@@ -71,29 +79,27 @@ def read_spair(root: Path, split: str = "test") -> Iterator[KeypointPair]:
             ),
             None,
         )
-        facts = _json(file or _needed(root, f"PairAnnotation/{split}/{name}.json"))
-        images = root / "JPEGImages" / facts["category"]
-        kinds = {
-            "viewpoint": "viewpoint_variation",
-            "scale": "scale_variation",
-            "truncation": "truncation",
-            "occlusion": "occlusion",
-        }
-        yield KeypointPair(
-            name=name,
-            path0=images / facts["src_imname"],
-            path1=images / facts["trg_imname"],
-            keypoints0=_points(facts["src_kps"], name),
-            keypoints1=_points(facts["trg_kps"], name),
-            category=facts["category"],
-            box1=_box(facts["trg_bndbox"]),
-            buckets={kind: str(facts[key]) for kind, key in kinds.items() if key in facts},
-        )
+        file = file or _needed(root, f"PairAnnotation/{split}/{name}.json")
+        facts = _json(file)
+        with _naming(file, "wanted an annotation of a pair"):
+            images = root / "JPEGImages" / facts["category"]
+            pair = KeypointPair(
+                name,
+                images / facts["src_imname"],
+                images / facts["trg_imname"],
+                *_in_both(name, *(_points(facts[key], name) for key in ("src_kps", "trg_kps"))),
+                category=facts["category"],
+                box1=_box(facts["trg_bndbox"]),
+                buckets={kind: str(facts[key]) for kind, key in SPAIR_BUCKETS.items() if key in facts},
+            )
+        yield pair
 
 
 def read_pf_pascal(root: Path, split: str = "test") -> Iterator[KeypointPair]:
-    """Read PF-PASCAL: the list of the split (`SPLIT_pairs.csv`, as ncnet has it), and images below root.
+    """Read PF-PASCAL: the list of the split and the images below root.
 
+    The list is `SPLIT_pairs.csv` (as ncnet has it) or `SPLIT_pairs_pf_pascal.csv` (as weakalign has it), in
+    root, in `image_pairs` or in `PF-dataset-PASCAL`; the split "trn" may be called "train" there.
     Where the list has no coordinates they are read from `Annotations/CLASS/IMAGE.mat`. Rows that mirror an
     image, which augment the training list, are left out.
 
@@ -103,29 +109,29 @@ def read_pf_pascal(root: Path, split: str = "test") -> Iterator[KeypointPair]:
 
     Source: Ham et al., "Proposal Flow", PAMI 2018; the split of Han et al., "SCNet", ICCV 2017.
     """
-    file = {"test": "test_pairs.csv", "val": "val_pairs.csv", "trn": "train_pairs.csv"}[split]
-    table = next((path for path in (root / file, root / "image_pairs" / file) if path.exists()), None)
-    for number, row in enumerate(_csv(table or _needed(root, file))):
-        if row.get("flip", "0").strip() not in ("0", "0.0", ""):
-            continue
-        category = VOC[int(float(row["class"])) - 1]
-        path0, path1 = (_below(root, row[key]) for key in ("source_image", "target_image"))
-        if "XA" in row:
-            sides = [
-                np.array([_numbers(row[f"X{side}"]), _numbers(row[f"Y{side}"])], np.float32).T
-                for side in "AB"
-            ]
-        else:
-            sides = [_pascal_annotation(root, category, path.stem) for path in (path0, path1)]
-        both = np.isfinite(sides[0]).all(axis=1) & np.isfinite(sides[1]).all(axis=1)
-        name = f"{number:04}:{path0.stem}-{path1.stem}:{category}"
-        yield KeypointPair(name, path0, path1, sides[0][both], sides[1][both], category)
+    table = _pascal_list(root, split)
+    for number, row in enumerate(_csv(table)):
+        with _naming(table, f"row {number} (counted from 0)"):
+            if row.get("flip", "0").strip() not in ("0", "0.0", ""):
+                continue
+            category = VOC[int(float(row["class"])) - 1]
+            path0, path1 = (_below(root, row[key]) for key in ("source_image", "target_image"))
+            if "XA" in row:
+                sides = [
+                    np.array([_numbers(row[f"X{side}"]), _numbers(row[f"Y{side}"])], np.float32).T
+                    for side in "AB"
+                ]
+            else:
+                sides = [_pascal_annotation(root, category, path.stem) for path in (path0, path1)]
+            name = f"{number:04}:{path0.stem}-{path1.stem}:{category}"
+            pair = KeypointPair(name, path0, path1, *_in_both(name, *sides), category)
+        yield pair
 
 
-def read_pf_willow(root: Path, split: str = "test") -> Iterator[KeypointPair]:
+def read_pf_willow(root: Path) -> Iterator[KeypointPair]:
     """Read PF-WILLOW: folders of ten images with ten keypoints each in .mat files, or the list of weakalign.
 
-    Without a list every ordered pair of images of a folder is a pair: 900 in all. There is one split.
+    Without a list every ordered pair of images of a folder is a pair: 900 in all. There are no splits.
 
     Raises:
         ImageError: a file of the layout is missing or damaged.
@@ -137,14 +143,16 @@ def read_pf_willow(root: Path, split: str = "test") -> Iterator[KeypointPair]:
     table = next((root / name for name in names if (root / name).exists()), None)
     if table is not None:
         for number, row in enumerate(_csv(table)):
-            path0, path1 = (_below(root, row[key]) for key in ("imageA", "imageB"))
-            sides = [
-                np.array([[row[f"{axis}{side}{i}"] for axis in "XY"] for i in range(1, 11)], np.float32)
-                for side in "AB"
-            ]
-            category = path0.parent.name
-            name = f"{number:04}:{path0.stem}-{path1.stem}:{category}"
-            yield KeypointPair(name, path0, path1, sides[0], sides[1], category)
+            with _naming(table, f"row {number} (counted from 0)"):
+                path0, path1 = (_below(root, row[key]) for key in ("imageA", "imageB"))
+                sides = [
+                    np.array([[row[f"{axis}{side}{i}"] for axis in "XY"] for i in range(1, 11)], np.float32)
+                    for side in "AB"
+                ]
+                category = path0.parent.name
+                name = f"{number:04}:{path0.stem}-{path1.stem}:{category}"
+                pair = KeypointPair(name, path0, path1, sides[0], sides[1], category)
+            yield pair
         return
     top = root / "PF-dataset" if (root / "PF-dataset").is_dir() else root
     folders = sorted(folder for folder in top.iterdir() if any(folder.glob("*.mat"))) if top.is_dir() else []
@@ -159,11 +167,11 @@ def read_pf_willow(root: Path, split: str = "test") -> Iterator[KeypointPair]:
             yield KeypointPair(name, path0, path1, side0, side1, folder.name)
 
 
-def read_pairs_json(root: Path, split: str = "") -> Iterator[KeypointPair]:
+def read_pairs_json(root: Path) -> Iterator[KeypointPair]:
     """Read pairs of one's own: a JSON list, of objects with src, trg, src_kps and trg_kps.
 
-    trg_bbox (left, top, right, bottom), category and set are taken where they are there. Images lie below the
-    folder of the list, or in its folder `images`.
+    trg_bbox (left, top, right, bottom), category, set and buckets (an object) are taken where they are there.
+    Images lie below the folder of the list, or in its folder `images`. A keypoint [null, null] is missing.
 
     Raises:
         ImageError: the file is missing or damaged, or an entry lacks something.
@@ -172,23 +180,65 @@ def read_pairs_json(root: Path, split: str = "") -> Iterator[KeypointPair]:
     entries = _json(file)
     if not isinstance(entries, list):
         raise ImageError(f"{file} holds no list of pairs")
-    folder = file.parent / "images" if (file.parent / "images").is_dir() else file.parent
     for number, entry in enumerate(entries):
-        try:
-            yield KeypointPair(
-                name=f"{number:05}:{Path(entry['src']).stem}-{Path(entry['trg']).stem}",
-                path0=folder / entry["src"],
-                path1=folder / entry["trg"],
-                keypoints0=_points(entry["src_kps"], str(number)),
-                keypoints1=_points(entry["trg_kps"], str(number)),
+        with _naming(file, f"pair {number}; wanted src, trg, src_kps and trg_kps"):
+            name = f"{number:05}:{Path(entry['src']).stem}-{Path(entry['trg']).stem}"
+            sides = [_points(entry[key], name) for key in ("src_kps", "trg_kps")]
+            buckets = {"set": entry["set"]} if "set" in entry else {}
+            pair = KeypointPair(
+                name,
+                _own_image(file.parent, entry["src"]),
+                _own_image(file.parent, entry["trg"]),
+                *_in_both(name, *sides),
                 category=str(entry.get("category", "")),
                 box1=_box(entry["trg_bbox"]) if entry.get("trg_bbox") else None,
-                buckets={"set": str(entry["set"])} if "set" in entry else {},
+                buckets={kind: str(what) for kind, what in {**buckets, **entry.get("buckets", {})}.items()},
             )
-        except (KeyError, TypeError) as error:
-            raise ImageError(
-                f"{file}, pair {number}: {error!r}; wanted src, trg, src_kps and trg_kps"
-            ) from error
+        yield pair
+
+
+def write_pairs_json(path: Path, pairs: Iterable[KeypointPair]) -> None:
+    """Write pairs as `read_pairs_json` reads them, so that others can evaluate on the very same ones.
+
+    Raises:
+        ArgumentError: the folder cannot be written.
+    """
+    entries = [
+        {
+            "src": str(pair.path0.absolute()),
+            "trg": str(pair.path1.absolute()),
+            "src_kps": pair.keypoints0.tolist(),
+            "trg_kps": pair.keypoints1.tolist(),
+            "trg_bbox": pair.box1,
+            "category": pair.category,
+            "buckets": dict(pair.buckets),
+        }
+        for pair in pairs
+    ]
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+
+
+def _own_image(folder: Path, name: str) -> Path:
+    plain, images = folder / name, folder / "images"
+    return plain if plain.exists() or not images.is_dir() else images / name
+
+
+def _in_both(name: str, side0: np.ndarray, side1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keypoints that neither image lacks."""
+    if len(side0) != len(side1):
+        raise ImageError(f"pair {name}: {len(side0)} keypoints in the source and {len(side1)} in the target")
+    both = np.isfinite(side0).all(axis=1) & np.isfinite(side1).all(axis=1)
+    return side0[both], side1[both]
+
+
+@contextmanager
+def _naming(path: Path, what: str) -> Iterator[None]:
+    """Say in which file it was that something is missing or of another kind than it should be."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ImageError(f"{path}: {error!r}; {what}") from error
 
 
 def _needed(root: Path, name: str) -> Path:
@@ -228,7 +278,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _points(rows: Any, name: str) -> Keypoints:
-    points = np.asarray(rows, np.float32)
+    points = np.asarray(rows if len(rows) else np.zeros((0, 2)), np.float32)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ImageError(f"pair {name}: its keypoints are no list of [x, y]")
     return points
@@ -237,6 +287,14 @@ def _points(rows: Any, name: str) -> Keypoints:
 def _box(numbers: Any) -> tuple[float, float, float, float]:
     left, top, right, bottom = (float(number) for number in numbers)
     return left, top, right, bottom
+
+
+def _pascal_list(root: Path, split: str) -> Path:
+    words = ("train", "trn") if split == "trn" else (split,)
+    names = [f"{word}_pairs{ending}.csv" for word in words for ending in ("", "_pf_pascal")]
+    folders = (root, root / "image_pairs", root / "PF-dataset-PASCAL")
+    found = next((folder / name for folder in folders for name in names if (folder / name).exists()), None)
+    return found or _needed(root, names[0])
 
 
 def _pascal_annotation(root: Path, category: str, stem: str) -> Keypoints:
@@ -256,9 +314,3 @@ def _mat(path: Path, key: str) -> np.ndarray:
         return np.asarray(loadmat(path)[key], np.float32)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ImageError(f"{path} cannot be read: {error}") from error
-
-
-def check_split(split: str) -> None:
-    """Refuse a split that no data set has."""
-    if split not in SPLITS:
-        raise ArgumentError(f"unknown split {split!r}; wanted one of {', '.join(SPLITS)}")

@@ -135,7 +135,9 @@ def summarise(scores: Sequence[PairScore], alphas: Sequence[float]) -> dict[str,
 
     `image` is the mean over the pairs of their shares of correct keypoints; `point` the share of all of them;
     `class_mean` the mean over the categories of their `point`; `class_weighted` the same weighted by their
-    numbers of pairs (the headline of sd-dino). `kept` counts only keypoints whose match passed the checks.
+    numbers of pairs (the headline of sd-dino); `class_mean_image` the mean over the categories of their
+    `image` (the headline of TSS). `kept` counts only keypoints whose match passed the checks. A pair without
+    a match counts as wrong; the errors are those of the pairs that have an answer.
 
     Raises:
         ArgumentError: there is no keypoint.
@@ -143,13 +145,14 @@ def summarise(scores: Sequence[PairScore], alphas: Sequence[float]) -> dict[str,
     if not sum(score.points for score in scores):
         raise ArgumentError("no keypoint was scored")
     by_class = _grouped(scores, lambda score: [("", score.category)])
+    answered = [score for score in scores if np.isfinite(score.mean_error)]
     return {
         "n_pairs": len(scores),
         "n_points": sum(score.points for score in scores),
         "kept_share": _ratio(sum(s.kept for s in scores), sum(s.points for s in scores)),
         "pck": {f"{alpha:g}": _at(scores, index, by_class) for index, alpha in enumerate(alphas)},
-        "median_px": _finite(float(np.median([score.median_px for score in scores]))),
-        "mean_norm_error": _finite(float(np.mean([score.mean_error for score in scores]))),
+        "median_px": float(np.median([score.median_px for score in answered])) if answered else None,
+        "mean_norm_error": float(np.mean([score.mean_error for score in answered])) if answered else None,
         "per_class": {name: _row(members, alphas) for (_, name), members in by_class.items()},
         "per_bucket": {
             f"{kind}={name}": _row(members, alphas)
@@ -169,6 +172,7 @@ def _at(
         "point": _point(scores, index),
         "class_mean": float(np.mean(list(classes.values()))),
         "class_weighted": float(np.average(list(classes.values()), weights=weights)),
+        "class_mean_image": float(np.mean([_image(members, index) for members in by_class.values()])),
         "kept": _ratio(sum(score.kept_correct[index] for score in scores), kept) if kept else None,
     }
 
@@ -187,14 +191,13 @@ def _grouped(
 ) -> dict[tuple[str, str], list[PairScore]]:
     groups: dict[tuple[str, str], list[PairScore]] = {}
     for score in scores:
-        if score.points:
-            for key in keys(score):
-                groups.setdefault(key, []).append(score)
+        for key in keys(score):
+            groups.setdefault(key, []).append(score)
     return dict(sorted(groups.items()))
 
 
 def _image(scores: Sequence[PairScore], index: int) -> float:
-    return float(np.mean([score.correct[index] / score.points for score in scores if score.points]))
+    return float(np.mean([_ratio(score.correct[index], score.points) for score in scores]))
 
 
 def _point(scores: Sequence[PairScore], index: int) -> float:
@@ -203,7 +206,3 @@ def _point(scores: Sequence[PairScore], index: int) -> float:
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
-
-
-def _finite(number: float) -> float | None:
-    return number if np.isfinite(number) else None

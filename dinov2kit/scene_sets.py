@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from dinov2kit.dense import dense_flow
-from dinov2kit.errors import ImageError
+from dinov2kit.errors import ImageError, MatchError
 from dinov2kit.features import Features
 from dinov2kit.flow_files import read_flow
 from dinov2kit.geometry import verify
@@ -19,7 +19,6 @@ from dinov2kit.matching import MatchSpec, match_all
 from dinov2kit.pck import PairScore, errors, score_pair
 
 TSS_GROUPS = ("FG3DCar", "JODS", "PASCAL")
-UNKNOWN_FLOW = 1e9
 SHORT_SIDE = 480  # pixels that the thresholds of HPatches are meant in
 LARGE_SCENES = frozenset(
     f"i_{name}" for name in ("contruction", "crownnight", "dc", "pencils", "whitebuilding")
@@ -29,7 +28,11 @@ CORNER_PX = (1, 3, 5)
 
 @dataclass(frozen=True)
 class FlowPair:
-    """Two images and the file of the true flow of the pixels of the first, where its mask is."""
+    """Two images and the file of the true flow of the pixels of the first, where its mask is.
+
+    Where `mirrored`, the flow leads to the second image mirrored left to right: the two show their thing from
+    opposite sides.
+    """
 
     name: str
     path0: Path
@@ -37,6 +40,7 @@ class FlowPair:
     flow: Path
     mask: Path
     category: str
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class ScenePair:
 def read_tss(root: Path) -> Iterator[FlowPair]:
     """Read TSS: GROUP/PAIR/{image1,image2,mask1,mask2}.png and {flow1,flow2}.flo; both directions are pairs.
 
+    Where GROUP/PAIR/flip_gt.txt says 1, the flow of either image leads to the other one mirrored.
+
     Raises:
         ImageError: a file of the layout is missing.
 
@@ -64,6 +70,8 @@ def read_tss(root: Path) -> Iterator[FlowPair]:
             f"{root} has none of the folders {', '.join(TSS_GROUPS)}", hint="--root is the folder of TSS"
         )
     for folder in found:
+        flip = folder / "flip_gt.txt"
+        mirrored = flip.exists() and flip.read_text(encoding="utf-8").strip() == "1"
         for one, two in ((1, 2), (2, 1)):
             yield FlowPair(
                 name=f"{folder.parent.name}/{folder.name}:{one}-{two}",
@@ -72,6 +80,7 @@ def read_tss(root: Path) -> Iterator[FlowPair]:
                 flow=_there(folder / f"flow{one}.flo"),
                 mask=_there(folder / f"mask{one}.png"),
                 category=folder.parent.name,
+                mirrored=mirrored,
             )
 
 
@@ -116,15 +125,30 @@ def score_flow(
 ) -> PairScore:
     """Count the pixels of the mask whose flow is right to alpha times the longer side of the source image.
 
+    Args:
+        pair: what is scored.
+        features0: of the image that the flow belongs to.
+        features1: of the other one, which the network saw mirrored where the pair is.
+        alphas: the shares.
+        spec: how matches are read.
+        inclusive: an error that equals the threshold is correct.
+
     Raises:
         ImageError: the flow or the mask cannot be read or do not have the size of the image.
+        MatchError: the true flow is known for no pixel of the mask.
     """
     matches, grid0 = match_all(features0, features1, spec=spec)
+    if pair.mirrored:
+        places = matches.keypoints1.copy()
+        places[:, 0] = features1.grid.width - 1 - places[:, 0]
+        matches = replace(matches, keypoints1=places)
     found = dense_flow(matches, grid0)
     truth, mask = read_flow(pair.flow), read_image(pair.mask)[..., 0] > 0
     if not truth.shape[:2] == mask.shape == found.flow.shape[:2]:
         raise ImageError(f"{pair.flow} and {pair.mask} do not have the size of {pair.path0}")
-    known = mask & np.isfinite(truth).all(axis=2) & (np.abs(np.nan_to_num(truth)).max(axis=2) < UNKNOWN_FLOW)
+    known = mask & np.isfinite(truth).all(axis=2)
+    if not known.any():
+        raise MatchError(f"{pair.flow} is known for no pixel of {pair.mask.name}")
     kept = found.valid[known]
     distance = errors(found.flow[known], truth[known])
     length = float(max(mask.shape))

@@ -109,6 +109,79 @@ def test_an_unfinished_run_with_other_settings_is_not_mixed_in(root: Path, tmp_p
         evaluate_correspondence(PixelEncoder(), spec(root), out=out)
 
 
+def test_an_unfinished_run_on_other_keypoints_is_not_mixed_in(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+
+    def stop(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_correspondence(PixelEncoder(), spec(root), out=out, advance=stop)
+    entries = json.loads((root / "pairs.json").read_text())
+    entries[0]["trg_kps"][0][0] += 1
+    (root / "pairs.json").write_text(json.dumps(entries))
+    with pytest.raises(ArgumentError, match="other settings"):
+        evaluate_correspondence(PixelEncoder(), spec(root), out=out)
+
+
+@pytest.mark.parametrize(
+    ("change", "length", "reason"),
+    [
+        ({"src_kps": [], "trg_kps": []}, "auto", "no keypoint is in both"),
+        ({"trg_bbox": [5, 5, 5, 5]}, "auto", "0 pixels long"),
+        ({"src_kps": [[50, 50]], "trg_kps": [[22, 50]]}, "bbox-kp", "0 pixels long"),
+        ({"src_kps": [[1000, 900]], "trg_kps": [[22, 50]]}, "auto", "far outside an image of 420x280"),
+        ({"src_kps": [[50, 50]], "trg_kps": [[1000, 900]]}, "auto", "far outside an image of 420x280"),
+    ],
+)
+def test_a_pair_that_cannot_be_measured_is_left_out_with_its_reason(
+    root: Path, change: dict[str, object], length: str, reason: str
+) -> None:
+    entries = json.loads((root / "pairs.json").read_text())
+    entries[2] |= change
+    (root / "pairs.json").write_text(json.dumps(entries))
+    report = evaluate_correspondence(PixelEncoder(), spec(root, length=length))
+    (row,) = report["skipped"]
+    assert row["pair"] == "00002:a-b"
+    assert reason in row["reason"]
+    assert (report["n_pairs"], report["n_points"]) == (5, 50)
+
+
+def test_a_keypoint_on_the_edge_is_read_from_the_image(root: Path) -> None:
+    entries = json.loads((root / "pairs.json").read_text())[:1]
+    entries[0] |= {"src_kps": [[420, 280]], "trg_kps": [[392, 280]]}
+    (root / "pairs.json").write_text(json.dumps(entries))
+    assert evaluate_correspondence(PixelEncoder(), spec(root))["pck"]["0.1"]["point"] == 1
+
+
+def test_the_order_of_keypoints_does_not_matter(root: Path) -> None:
+    before = evaluate_correspondence(PixelEncoder(), spec(root))
+    entries = json.loads((root / "pairs.json").read_text())
+    for entry in entries:
+        entry["src_kps"], entry["trg_kps"] = entry["src_kps"][::-1], entry["trg_kps"][::-1]
+    (root / "pairs.json").write_text(json.dumps(entries))
+    after = evaluate_correspondence(PixelEncoder(), spec(root))
+    assert (after["pck"], after["per_class"]) == (before["pck"], before["per_class"])
+    assert after["pairs_sha256"] != before["pairs_sha256"]
+
+
+def test_pairs_that_were_written_are_a_set_with_the_same_score(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinov2kit.cli.options.local_encoder", lambda given: PixelEncoder())
+    listed = tmp_path / "drawn.json"
+    command = ["eval", "correspondence", "pairs", "--json", "--root"]
+    drawn = CliRunner().invoke(app, [*command, str(root), "--limit", "3", "--pairs-out", str(listed)])
+    again = CliRunner().invoke(app, [*command, str(listed)])
+    assert (drawn.exit_code, again.exit_code) == (0, 0)
+    first, second = json.loads(drawn.stdout), json.loads(again.stdout)
+    assert first["n_pairs"] == second["n_pairs"] == 3
+    assert first["pck"] == second["pck"]
+    refused = CliRunner().invoke(app, [*command, str(root), "--pairs-out", str(listed)])
+    assert refused.exit_code == 2
+    assert "exists already" in refused.stderr
+
+
 def test_a_broken_image_is_left_out_with_its_reason(root: Path) -> None:
     entries = json.loads((root / "pairs.json").read_text())
     entries[2]["trg"] = "absent.png"

@@ -9,7 +9,13 @@ from scipy.io import savemat
 
 from dinov2kit.animal_pairs import read_ap10k
 from dinov2kit.errors import ImageError
-from dinov2kit.keypoint_sets import read_pairs_json, read_pf_pascal, read_pf_willow, read_spair
+from dinov2kit.keypoint_sets import (
+    read_pairs_json,
+    read_pf_pascal,
+    read_pf_willow,
+    read_spair,
+    write_pairs_json,
+)
 
 SPAIR = "000001-2008_002719-2008_004100:aeroplane"
 
@@ -60,6 +66,9 @@ def test_a_missing_file_of_spair_is_named(tmp_path: Path) -> None:
     (spair(tmp_path) / "PairAnnotation/test" / f"{SPAIR}.json").write_text("{")
     with pytest.raises(ImageError, match="cannot be read"):
         list(read_spair(tmp_path))
+    (tmp_path / "PairAnnotation/test" / f"{SPAIR}.json").write_text("{}")
+    with pytest.raises(ImageError, match=r"aeroplane\.json: KeyError\('category'\)"):
+        list(read_spair(tmp_path))
 
 
 def test_pf_pascal_is_read_from_the_list(tmp_path: Path) -> None:
@@ -75,6 +84,30 @@ def test_pf_pascal_is_read_from_the_list(tmp_path: Path) -> None:
     assert pair.category == "aeroplane"
     assert pair.keypoints0.tolist() == [[1.5, 4], [2, 5], [3, 6]]
     assert pair.keypoints1.tolist() == [[7, 10], [8, 11], [9, 12]]
+
+
+@pytest.mark.parametrize("folder", ["", "image_pairs", "PF-dataset-PASCAL"])
+@pytest.mark.parametrize("ending", ["", "_pf_pascal"])
+@pytest.mark.parametrize(
+    ("split", "word"), [("test", "test"), ("val", "val"), ("trn", "train"), ("trn", "trn")]
+)
+def test_the_list_of_pf_pascal_is_found_under_the_names_in_use(
+    tmp_path: Path, folder: str, ending: str, split: str, word: str
+) -> None:
+    head, row = "source_image,target_image,class,XA,YA,XB,YB", "a.jpg,b.jpg,20,1,2,3,4"
+    write(tmp_path / folder / f"{word}_pairs{ending}.csv", f"{head}\n{row}\n")
+    (pair,) = read_pf_pascal(tmp_path, split)
+    assert (pair.category, pair.keypoints1.tolist()) == ("tvmonitor", [[3, 4]])
+
+
+def test_a_row_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+    head = "source_image,target_image,class,XA,YA,XB,YB"
+    write(tmp_path / "test_pairs.csv", f"{head}\na.jpg,b.jpg,99,1,2,3,4\n")
+    with pytest.raises(ImageError, match=r"test_pairs\.csv: .*row 0"):
+        list(read_pf_pascal(tmp_path))
+    write(tmp_path / "test_pairs.csv", f"{head}\na.jpg,b.jpg,1,1;2,2;3,3,4\n")
+    with pytest.raises(ImageError, match="2 keypoints in the source and 1 in the target"):
+        list(read_pf_pascal(tmp_path))
 
 
 def test_pf_pascal_reads_annotations_where_the_list_has_none_and_leaves_mirrored_rows(tmp_path: Path) -> None:
@@ -126,6 +159,47 @@ def test_pairs_of_ones_own_are_read(tmp_path: Path) -> None:
     write(tmp_path / "pairs.json", [{"src": "a.jpg"}])
     with pytest.raises(ImageError, match="wanted src, trg, src_kps and trg_kps"):
         list(read_pairs_json(tmp_path / "pairs.json"))
+
+
+ENTRY = {"src": "a.jpg", "trg": "b.jpg", "src_kps": [[1, 2], [3, 4]], "trg_kps": [[5, 6], [7, 8]]}
+
+
+def test_images_of_ones_own_lie_beside_the_list_or_in_its_folder_of_images(tmp_path: Path) -> None:
+    write(tmp_path / "images/a.jpg", "")
+    write(tmp_path / "b.jpg", "")
+    write(tmp_path / "pairs.json", [ENTRY, {**ENTRY, "src": "images/a.jpg"}])
+    for pair in read_pairs_json(tmp_path):
+        assert (pair.path0, pair.path1) == (tmp_path / "images/a.jpg", tmp_path / "b.jpg")
+
+
+def test_a_keypoint_that_one_image_lacks_is_in_neither(tmp_path: Path) -> None:
+    write(tmp_path / "pairs.json", [{**ENTRY, "trg_kps": [[None, None], [7, 8]]}])
+    (pair,) = read_pairs_json(tmp_path)
+    assert (pair.keypoints0.tolist(), pair.keypoints1.tolist()) == ([[3, 4]], [[7, 8]])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_keypoints_that_do_not_belong_together_are_refused(tmp_path: Path, count: int) -> None:
+    write(tmp_path / "pairs.json", [{**ENTRY, "trg_kps": [[5, 6]] * count}])
+    with pytest.raises(ImageError, match=f"2 keypoints in the source and {count} in the target"):
+        list(read_pairs_json(tmp_path))
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], ["a", 2, 3, 4], 5])
+def test_a_box_that_is_none_is_named(tmp_path: Path, box: object) -> None:
+    write(tmp_path / "pairs.json", [{**ENTRY, "trg_bbox": box}])
+    with pytest.raises(ImageError, match=r"pairs\.json: .*pair 0"):
+        list(read_pairs_json(tmp_path))
+
+
+def test_pairs_survive_being_written(tmp_path: Path) -> None:
+    pairs = list(read_spair(spair(tmp_path / "spair")))
+    write_pairs_json(tmp_path / "mine.json", pairs)
+    (found,) = read_pairs_json(tmp_path / "mine.json")
+    for name in ("path0", "path1", "category", "box1", "buckets"):
+        assert getattr(found, name) == getattr(pairs[0], name)
+    np.testing.assert_array_equal(found.keypoints0, pairs[0].keypoints0)
+    np.testing.assert_array_equal(found.keypoints1, pairs[0].keypoints1)
 
 
 def ap10k(root: Path, per_species: int = 60) -> Path:

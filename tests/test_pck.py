@@ -47,6 +47,7 @@ def test_per_image_per_point_and_per_class_means_differ_as_they_should() -> None
     assert at["point"] == pytest.approx(9 / 20)
     assert at["class_mean"] == pytest.approx((9 / 10 + 0) / 2)
     assert at["class_weighted"] == pytest.approx((2 * 9 / 10 + 1 * 0) / 3)
+    assert at["class_mean_image"] == pytest.approx(((1 / 2 + 1) / 2 + 0) / 2)
     assert at["kept"] == pytest.approx(7 / 10)
     assert found["kept_share"] == pytest.approx(10 / 20)
     assert found["per_class"]["cat"]["pck_image"]["0.1"] == pytest.approx(3 / 4)
@@ -82,6 +83,14 @@ def test_the_order_of_pairs_does_not_matter() -> None:
 def test_a_score_survives_json() -> None:
     for one in (*SCORES, score_pair("x", np.array([np.inf], np.float32), 9.0, (0.1,), kept=np.array([True]))):
         assert PairScore.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_a_pair_without_a_match_is_wrong_and_leaves_the_errors_of_the_others() -> None:
+    none = score_pair("z", np.zeros(0, np.float32), 1.0, (0.1, 0.5), kept=np.zeros(0, bool), category="dog")
+    found = summarise([score("a", 2, 2, "cat"), none], (0.1, 0.5))
+    assert found["pck"]["0.1"]["image"] == 0.5
+    assert found["pck"]["0.1"]["class_mean"] == 0.5
+    assert (found["mean_norm_error"], found["median_px"]) == (0, 0)
 
 
 def test_nothing_to_score_is_an_error_and_not_a_zero() -> None:

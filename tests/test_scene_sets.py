@@ -1,6 +1,7 @@
 """Flow and homographies of sets that are written here, with encoders whose truth is known."""
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from PIL import Image
 from pixel_encoder import PATCH, PixelEncoder
 from skimage import data
 
-from dinov2kit.errors import ImageError
+from dinov2kit.correspondence_eval import EvalSpec, evaluate_correspondence
+from dinov2kit.errors import ImageError, MatchError
+from dinov2kit.features import Features, FeatureSpec
 from dinov2kit.matching import MatchSpec
 from dinov2kit.pck import PairScore
 from dinov2kit.scene_sets import (
@@ -74,6 +77,50 @@ def test_a_flow_that_is_off_by_more_than_the_threshold_scores_nothing(tss: Path)
     assert score_flow(pair, *sides, ALPHAS, MatchSpec()).correct[0] < 0.02 * 140 * 200
     flow_file(pair.flow, flow[:100])
     with pytest.raises(ImageError, match="do not have the size"):
+        score_flow(pair, *sides, ALPHAS, MatchSpec())
+
+
+class MirrorEncoder(PixelEncoder):
+    """Sees the image as the spec wants it: mirrored, the tokens mirrored back."""
+
+    def encode(self, source: Path, spec: FeatureSpec | None = None) -> Features:
+        if not (spec and spec.mirrored):
+            return super().encode(source, spec)
+        seen = source.with_name(f"seen-{source.name}")
+        Image.fromarray(np.asarray(Image.open(source))[:, ::-1]).save(seen)
+        found = super().encode(seen, spec)
+        cells = found.patch_tokens.view(found.grid.rows, found.grid.cols, -1)
+        return replace(found, patch_tokens=cells.flip(1).flatten(0, 1))
+
+
+def test_where_flip_gt_says_so_the_flow_leads_to_the_other_image_mirrored(tss: Path) -> None:
+    """Image 2 is stored mirrored and the flow is that to the image before it was; nothing else changes."""
+    folder = tss / "JODS/pair_1"
+    stored = np.asarray(Image.open(folder / "image2.png"))[:, ::-1]
+    Image.fromarray(stored).save(folder / "image2.png")
+    (folder / "flip_gt.txt").write_text("1\n")
+    pair = next(iter(read_tss(tss)))
+    sides = [
+        MirrorEncoder().encode(pair.path0),
+        MirrorEncoder().encode(pair.path1, FeatureSpec(mirrored=True)),
+    ]
+    score = score_flow(pair, *sides, ALPHAS, MatchSpec())
+    assert (score.points, score.correct[0]) == (140 * 200 - 20 * 20, score.points)
+    assert score.median_px < 2
+    assert score.extras["fold_over"] < 0.1
+    report = evaluate_correspondence(MirrorEncoder(), EvalSpec("tss", tss), pairs=[pair])
+    assert report["pck"]["0.05"]["class_mean_image"] == 1
+    plain = evaluate_correspondence(
+        MirrorEncoder(), EvalSpec("tss", tss), pairs=[replace(pair, mirrored=False)]
+    )
+    assert plain["pck"]["0.05"]["class_mean_image"] < 0.2
+
+
+def test_a_pair_whose_flow_is_not_known_anywhere_is_no_pair(tss: Path) -> None:
+    pair = next(iter(read_tss(tss)))
+    flow_file(pair.flow, np.full((20 * PATCH, 30 * PATCH, 2), 1e10, np.float32))
+    sides = [PixelEncoder().encode(path) for path in (pair.path0, pair.path1)]
+    with pytest.raises(MatchError, match="known for no pixel"):
         score_flow(pair, *sides, ALPHAS, MatchSpec())
 
 
