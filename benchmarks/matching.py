@@ -27,9 +27,9 @@ from dinov2kit import Encoder, Features, FeatureSpec, PatchGrid
 from dinov2kit.adapter import AdaptedEncoder, load_adapter
 from dinov2kit.correspondence_eval import EvalSpec, evaluate_correspondence
 from dinov2kit.images import read_image
+from dinov2kit.keypoint_scores import errors
 from dinov2kit.matching import MatchSpec, match, match_all
 from dinov2kit.pairs import LocalEncoder
-from dinov2kit.pck import errors
 
 WITHIN = 14.0  # pixels of image B
 RATIO = 0.8  # of Lowe's test

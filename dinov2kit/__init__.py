@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from dinov2kit.geometry import Geometry, verify
     from dinov2kit.grid import PatchGrid
     from dinov2kit.identity import ModelIdentity
+    from dinov2kit.keypoint_scores import pck
     from dinov2kit.matching import Matches, MatchSpec, match
     from dinov2kit.metrics import recall_at_k
-    from dinov2kit.pck import pck
     from dinov2kit.weights import list_models
 
 __version__ = "0.1.0"
@@ -71,7 +71,7 @@ _HOME = {  # public name -> module; torch loads on first use
     "draw_matches": "draw",
     "list_models": "weights",
     "match": "matching",
-    "pck": "pck",
+    "pck": "keypoint_scores",
     "recall_at_k": "metrics",
     "verify": "geometry",
 }

@@ -22,6 +22,7 @@ from dinov2kit.feature_cache import RecentEncoder
 from dinov2kit.features import Features, FeatureSpec
 from dinov2kit.files import written_whole
 from dinov2kit.grid import PatchGrid
+from dinov2kit.keypoint_scores import PairScore, errors, score_pair, summarise
 from dinov2kit.keypoint_sets import (
     SPLITS,
     KeypointPair,
@@ -33,7 +34,6 @@ from dinov2kit.keypoint_sets import (
 )
 from dinov2kit.matching import MatchSpec, match
 from dinov2kit.pairs import LocalEncoder
-from dinov2kit.pck import PairScore, errors, score_pair, summarise
 from dinov2kit.scene_sets import (
     FlowPair,
     ScenePair,
@@ -81,7 +81,7 @@ class EvalSpec:
         root: its folder; for "pairs" the folder or the file of the list.
         split: "test", "val" or "trn", where the set has them.
         alphas: shares of the length of a pair (pixels for "hpatches"); empty takes those of the protocol.
-        length: what alpha is a share of, see `pck.py`; "auto" takes what the protocol says, and for "pairs"
+        length: what alpha is a share of, see `keypoint_scores.py`; "auto" takes what the protocol says, and for "pairs"
             the box where there is one, else the image.
         inclusive: an error that equals the threshold is correct.
         features: the local descriptors.

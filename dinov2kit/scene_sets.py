@@ -15,8 +15,8 @@ from dinov2kit.features import Features
 from dinov2kit.flow_files import read_flow
 from dinov2kit.geometry import verify
 from dinov2kit.images import read_image
+from dinov2kit.keypoint_scores import PairScore, errors, score_pair
 from dinov2kit.matching import MatchSpec, match_all
-from dinov2kit.pck import PairScore, errors, score_pair
 
 TSS_GROUPS = ("FG3DCar", "JODS", "PASCAL")
 SHORT_SIDE = 480  # pixels that the thresholds of HPatches are meant in

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from dinov2kit.errors import ArgumentError
-from dinov2kit.pck import PairScore
+from dinov2kit.keypoint_scores import PairScore
 
 
 class ScoreFile:

@@ -13,8 +13,8 @@ from skimage import data
 from dinov2kit.correspondence_eval import EvalSpec, evaluate_correspondence
 from dinov2kit.errors import ImageError, MatchError
 from dinov2kit.features import Features, FeatureSpec
+from dinov2kit.keypoint_scores import PairScore
 from dinov2kit.matching import MatchSpec
-from dinov2kit.pck import PairScore
 from dinov2kit.scene_sets import (
     corner_summary,
     read_hpatches,

@@ -14,9 +14,9 @@ from dinov2kit.encoder import Encoder
 from dinov2kit.errors import ArgumentError
 from dinov2kit.features import Features, FeatureSpec
 from dinov2kit.images import Source
+from dinov2kit.keypoint_scores import errors
 from dinov2kit.keypoint_sets import KeypointPair, read_pairs_json
 from dinov2kit.matching import match
-from dinov2kit.pck import errors
 from dinov2kit.shapes import Keypoints
 
 from .photo_split import PhotoStream

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinov2kit.errors import ArgumentError
-from dinov2kit.pck import PairScore, errors, pck, score_pair, summarise
+from dinov2kit.keypoint_scores import PairScore, errors, pck, score_pair, summarise
 
 TRUTH = np.zeros((4, 2), np.float32)
 PREDICTED = np.array(
