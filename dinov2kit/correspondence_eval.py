@@ -81,8 +81,8 @@ class EvalSpec:
         root: its folder; for "pairs" the folder or the file of the list.
         split: "test", "val" or "trn", where the set has them.
         alphas: shares of the length of a pair (pixels for "hpatches"); empty takes those of the protocol.
-        length: what alpha is a share of, see `keypoint_scores.py`; "auto" takes what the protocol says, and for "pairs"
-            the box where there is one, else the image.
+        length: what alpha is a share of, see `keypoint_scores.py`; "auto" takes what the protocol says, and
+            for "pairs" the box where there is one, else the image.
         inclusive: an error that equals the threshold is correct.
         features: the local descriptors.
         matching: how matches are read and which are kept.
