@@ -21,7 +21,6 @@ from dinov2kit.feature_cache import (
     FeatureCache,
     RecentEncoder,
     check_features_file,
-    image_digest,
     write_features,
 )
 from dinov2kit.features import FeatureSpec
@@ -37,6 +36,7 @@ from dinov2kit.hloc import (
     pair_keys,
     write_pair_group,
 )
+from dinov2kit.images import image_digest
 from dinov2kit.matches import Matches
 from dinov2kit.matching import MatchSpec, match_all
 from dinov2kit.pairs import LocalEncoder, MatchedPair, PairSpec, match_images

@@ -30,6 +30,7 @@ from dinov2kit.files import written_whole
 from dinov2kit.grid import PatchGrid
 from dinov2kit.hloc import FEATURES, image_names, make_folder, new_file, own_file, write_image_group
 from dinov2kit.identity import ModelIdentity
+from dinov2kit.images import image_digest
 from dinov2kit.pairs import LocalEncoder
 
 logger = logging.getLogger(__name__)
@@ -157,19 +158,6 @@ def feature_key(digest: str, model: ModelIdentity, spec: FeatureSpec) -> str:
     """
     facts = {"entry": ENTRY, "image": digest, "model": model.fingerprint, "spec": spec.describe()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def image_digest(path: Path) -> str:
-    """Return the SHA-256 of an image file.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def check_features_file(path: Path) -> None:

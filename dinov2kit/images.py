@@ -6,6 +6,7 @@ step from the stored frame; only the small result is turned upright.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -32,6 +33,7 @@ __all__ = [
     "Picture",
     "Region",
     "Source",
+    "image_digest",
     "list_images",
     "load_picture",
     "read_image",
@@ -94,6 +96,19 @@ def list_images(sources: Sequence[Path]) -> list[Path]:
     if not found:
         raise ImageError(f"no images in {', '.join(map(str, sources))}")
     return found
+
+
+def image_digest(path: Path) -> str:
+    """Return the SHA-256 of an image file.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def read_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from dinov2kit.features import Features, FeatureSpec
 from dinov2kit.foreground import Foreground, find_foreground, read_foreground
 from dinov2kit.geometry import Geometry, GeometryKind, mirror_score, verify
 from dinov2kit.identity import ModelIdentity
-from dinov2kit.images import read_image
+from dinov2kit.images import image_digest, read_image
 from dinov2kit.matches import Matches
 from dinov2kit.matching import MatchSpec, match, match_all
 from dinov2kit.points import NamedPoints, Outside
@@ -183,7 +182,7 @@ def match_images(
     pair = MatchedPair(
         paths=(path0, path1),
         features=(features0, features1),
-        digests=(_digest(path0), _digest(path1)),
+        digests=(image_digest(path0), image_digest(path1)),
         model=encoder.identity,
         spec=spec,
         pose=pose,
@@ -273,8 +272,3 @@ def _doubts(pair: MatchedPair) -> Iterator[str]:
         yield "image 1 looks mirrored: left and right may be swapped; --allow-mirror matches it as it looks"
     if pair.pose.turns:
         yield f"image 1 matches better turned by {90 * pair.pose.turns} degrees counter-clockwise"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
