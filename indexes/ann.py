@@ -165,7 +165,7 @@ def _build(
             return _grow(grown, snapshot, watch), present.trained_n
         except (StoreCorrupt, RuntimeError) as error:
             logger.warning("the faiss index is trained anew: %s", error)
-    index = _train(snapshot, plan, watch)
+    index = train_empty(snapshot, plan, watch)
     empty = Generation(index, np.zeros(0, np.int64), nprobe=1, rerank=plan.rerank)
     whole = _grow(empty, snapshot, watch)
     if plan.kind == "custom":
@@ -173,7 +173,7 @@ def _build(
     return whole, n
 
 
-def _train(snapshot: Snapshot, plan: AnnPlan, watch: Watch) -> Any:
+def train_empty(snapshot: Snapshot, plan: AnnPlan, watch: Watch) -> Any:
     """Return an empty faiss index whose clusters and codes fit a seeded sample of the items."""
     faiss = load_faiss()
     index = _make_index(snapshot.dim, plan.factory)

@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from dinov2kit.errors import StoreCorrupt
 
 from .faiss_door import load_faiss
+from .gpu import MOST_ON_GPU, GpuIndex, on_gpu
 from .layout import fill
 from .scan import FoundIds, FoundScores, Queries
 
@@ -79,6 +80,7 @@ class Generation:
         self.ids = ids
         self.nprobe = nprobe
         self.rerank = rerank
+        self._on_gpu: GpuIndex | None = None
 
     @classmethod
     def open(cls, folder: Path, *, mapped: bool = True) -> Generation:
@@ -108,7 +110,9 @@ class Generation:
                 f"the faiss index {folder.name} cannot be used: {error}",
                 hint="the next run of dinokit index builds it anew",
             ) from error
-        return cls(index, ids, nprobe=facts.nprobe, rerank=facts.rerank)
+        opened = cls(index, ids, nprobe=facts.nprobe, rerank=facts.rerank)
+        opened._on_gpu = on_gpu(index) if mapped else None
+        return opened
 
     def save(self, folder: Path, facts: dict[str, Any]) -> AnnFacts:
         """Write the index into an empty folder and wait until the disk has it.
@@ -154,6 +158,8 @@ class Generation:
             nprobe: clusters to look at instead of the tuned number.
         """
         probes = max(1, min(nprobe or self.nprobe, self.nlist)) if self.nlist else 0
+        if self._on_gpu is not None and selector is None and max(k, probes) <= MOST_ON_GPU:
+            return self._on_gpu.search(queries, k, nprobe=probes or None)
         parameters = _parameters(self.index, probes, selector)
         scores, ids = self.index.search(np.ascontiguousarray(queries), k, params=parameters)
         return ids, scores

@@ -12,6 +12,8 @@ Block = tuple[Int64[np.ndarray, " n"], Float16[np.ndarray, "n dim"]]
 FoundIds = Int64[np.ndarray, "m k"]
 FoundScores = Float32[np.ndarray, "m k"]
 
+_RESCORED_VALUES = 2**21  # numbers of candidates in float64 at a time: 16 MB
+
 
 def scan(
     queries: Queries,
@@ -70,8 +72,13 @@ def rescore(
         k: how many to keep.
     """
     scores = np.full(ids.shape, -np.inf, np.float32)
-    for row, query in enumerate(queries.astype(np.float64)):
-        known = ids[row] >= 0
-        rows = read(ids[row, known]).astype(np.float64)
-        scores[row, known] = rows @ query / np.linalg.norm(rows, axis=1)  # fp16 moved the lengths a little
+    step = max(1, _RESCORED_VALUES // max(1, ids.shape[1] * queries.shape[1]))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        known = ids[part] >= 0
+        rows = read(ids[part][known]).astype(np.float64)
+        lengths = np.linalg.norm(rows, axis=1)  # fp16 moved them a little
+        owner = np.nonzero(known)[0]
+        asked = queries[part].astype(np.float64)[owner]
+        scores[part][known] = np.einsum("cd,cd->c", rows, asked) / lengths
     return merge([(ids, scores)], k)

@@ -19,6 +19,7 @@ from dinov2kit.errors import ArgumentError, StoreCorrupt
 
 from .faiss_door import gpu_count, load_faiss
 from .generation import Generation
+from .gpu import MOST_ON_GPU, rows_on_gpu
 from .scan import Block, FoundIds, FoundScores, Queries, nothing, rescore, scan
 from .snapshot import Snapshot
 
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 SCAN_QUERIES = 32  # from so many queries at once, one matrix product over all rows beats a search for each
 FEW_ROWS, FEW_SHARE = 200_000, 0.02  # a filter that leaves so few is searched exactly
 _MOST_PROBES = 8  # times the tuned nprobe, for a filter that leaves few per cluster
-MOST_ON_GPU = 2000  # neighbours per query; faiss finds at most 2,048 on a GPU
 _BLOCK = 65536  # rows read at a time
 _RESERVE = 16  # candidates beyond k, so that rounding at the cut does not decide
 
@@ -90,7 +90,7 @@ class Searcher:
         if self.generation is not None:
             return exact
         if self._on_gpu:
-            return allowed is not None or k > MOST_ON_GPU
+            return allowed is not None or k + _RESERVE > MOST_ON_GPU  # there is no selector on a GPU
         return count >= SCAN_QUERIES
 
     def _candidates(
@@ -151,16 +151,18 @@ class _Rows:
 
     def __init__(self, snapshot: Snapshot, ids: Int64[np.ndarray, " n"], *, on_gpu: bool) -> None:
         self.ids = ids
-        self.index = self._on_gpu(snapshot) if on_gpu else self._on_cpu(snapshot)
+        rows = (rows for _, rows in self._blocks(snapshot))
+        self._gpu = rows_on_gpu(snapshot.dim, len(ids), rows) if on_gpu else None
+        self.index: Any = None if self._gpu is not None else self._on_cpu(snapshot)
 
     def search(self, queries: Queries, k: int, allowed: Int64[np.ndarray, " a"] | None) -> FoundIds:
-        faiss = load_faiss()
         wide = min(k, len(self.ids))
-        parameters = None
-        if allowed is not None:
-            selector = _bitmap(np.isin(self.ids, allowed, assume_unique=True))
-            parameters = faiss.SearchParameters(sel=selector)
-        _, rows = self.index.search(np.ascontiguousarray(queries), wide, params=parameters)
+        if self._gpu is not None:
+            rows, _ = self._gpu.search(queries, wide)
+        else:
+            selector = None if allowed is None else _bitmap(np.isin(self.ids, allowed, assume_unique=True))
+            parameters = load_faiss().SearchParameters(sel=selector)
+            _, rows = self.index.search(np.ascontiguousarray(queries), wide, params=parameters)
         ids: FoundIds = self.ids[rows]  # where there is no row, -1 names the last
         ids[rows < 0] = -1
         return ids
@@ -177,16 +179,6 @@ class _Rows:
             for start, rows in self._blocks(snapshot):
                 memory[start * snapshot.dim : start * snapshot.dim + rows.size] = rows.ravel()
         index.ntotal, index.is_trained = len(self.ids), True
-        return index
-
-    def _on_gpu(self, snapshot: Snapshot) -> Any:
-        faiss = load_faiss()
-        config = faiss.GpuIndexFlatConfig()
-        config.useFloat16 = True
-        self._resources = faiss.StandardGpuResources()
-        index = faiss.GpuIndexFlatIP(self._resources, snapshot.dim, config)
-        for _, rows in self._blocks(snapshot):
-            index.add(rows.astype(np.float32))
         return index
 
     def _blocks(self, snapshot: Snapshot) -> Iterator[tuple[int, Float16[np.ndarray, "b dim"]]]:

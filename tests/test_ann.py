@@ -120,7 +120,7 @@ def test_a_long_tail_is_added_and_the_dead_are_removed_without_training(director
         gone = [record.id for record in list(store.files(1).values())[:400]]
         store.remove(gone)
         added = add(store, 500, seed=2)
-        monkeypatch.setattr(ann, "_train", lambda *_: pytest.fail("trained again"))
+        monkeypatch.setattr(ann, "train_empty", lambda *_: pytest.fail("trained again"))
         second = refresh(store)
     assert second.trained_n == first.trained_n == N
     assert second.n == N + 100
