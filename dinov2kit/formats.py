@@ -6,7 +6,6 @@ The extension is never trusted. Nothing is decoded here, and Pillow's global set
 from __future__ import annotations
 
 import io
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import PIL.features
 import PIL.Image
 from PIL.ImageFile import ImageFile
 
+from dinov2kit.contents import open_content
 from dinov2kit.errors import ImageError
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses
@@ -84,7 +84,7 @@ def open_encoded(source: Path | bytes, *, max_pixels: int) -> Iterator[ImageFile
     """Open an encoded image, its pixels not yet decoded.
 
     Args:
-        source: a file, or its content.
+        source: a path as `dinov2kit.contents` knows them, or the content of a file.
         max_pixels: larger images are refused. Pillow's own limit holds as well.
 
     Raises:
@@ -92,7 +92,7 @@ def open_encoded(source: Path | bytes, *, max_pixels: int) -> Iterator[ImageFile
         OSError: the file cannot be read.
         PIL.Image.DecompressionBombError: larger than Pillow's own limit.
     """
-    with _open_bytes(source) as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_content(source) as file:
         kind = identify(file.read(64))
         file.seek(0)
         if kind == "HEIF":
@@ -152,20 +152,3 @@ def _teach_heic() -> None:
             "HEIC, which needs the package pillow-heif", hint="pip install 'dinov2kit[heic]'"
         ) from error
     pillow_heif.register_heif_opener()
-
-
-def _open_bytes(source: Path | bytes) -> io.BytesIO | io.BufferedReader:
-    """Open a file for reading once it is known to be a regular one: opening a pipe could wait for ever."""
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    mode = source.stat().st_mode
-    if stat.S_ISREG(mode):
-        return source.open("rb")
-    kinds = {
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    raise ImageError(f"{kinds.get(stat.S_IFMT(mode), 'a special file')}, not an image file")

@@ -21,6 +21,7 @@ import PIL.Image
 from PIL.ExifTags import IFD, Base
 from PIL.Image import Resampling, Transpose
 
+from dinov2kit.contents import is_there, open_content
 from dinov2kit.errors import ImageError, KitError
 from dinov2kit.formats import HEIC_SUFFIXES, IMAGE_SUFFIXES, MAX_PIXELS, open_encoded, quiet
 from dinov2kit.shapes import Image
@@ -34,6 +35,7 @@ __all__ = [
     "Region",
     "Source",
     "image_digest",
+    "is_there",
     "list_images",
     "load_picture",
     "read_image",
@@ -87,7 +89,7 @@ def list_images(sources: Sequence[Path]) -> list[Path]:
         if source.is_dir():
             inside = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
             found += sorted(path for path in inside if path.is_file())
-        elif source.exists():
+        elif is_there(source):
             found.append(source)
         else:
             raise ImageError(
@@ -105,7 +107,7 @@ def image_digest(path: Path) -> str:
         ImageError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_content(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or error}") from error

@@ -7,11 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dinov2kit.archives import compressed_suffix
 from dinov2kit.errors import ImageError
 
 from .records import FileRecord, FileStat, Root
 from .store import Store
-from .walk import Walk, WalkRules
+from .walk import Walk, WalkRules, is_container
+
+UNSCANNED = 0
+"""Device of a root of which only listed files were ever looked at."""
+
+Known = dict[bytes, tuple[bool, FileRecord]]
+"""Files that the index knows, by path below a root; True marks those of a root inside it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class Changes:
         sightings: files to open.
         adopted: (record, new path) of files that belonged to a folder inside this one.
         gone: files that the index knows and that are not there, by path.
-        met: the listed files that are there.
+        thinned: how many of these are frames of a video that is there, at times that are no longer asked for.
+        listed: whether only listed files were looked at, so that nothing can be said of the others.
     """
 
     folder: Path
@@ -64,31 +72,65 @@ class Changes:
     sightings: list[Sighting] = field(default_factory=list)
     adopted: list[tuple[FileRecord, bytes]] = field(default_factory=list)
     gone: dict[bytes, FileRecord] = field(default_factory=dict)
-    met: set[Path] = field(default_factory=set)
+    thinned: int = 0
+    listed: bool = False
+
+    def note(self, known: Known, relpath: bytes, stat: FileStat, *, trust: bool, retry: bool) -> None:
+        """Compare an image that is there with what the index knows, and take it out of that.
+
+        Args:
+            known: files that were not met yet.
+            relpath: its path below the root.
+            stat: how it looks.
+            trust: it need not be opened when it looks as it did.
+            retry: open it again when it could not be read.
+        """
+        self.found += 1
+        foreign, record = known.pop(relpath, (False, None))
+        if record is not None and foreign:
+            self.adopted.append((record, relpath))
+        same = record is not None and stat == FileStat(record.size, record.mtime_ns, record.inode)
+        if record is None or not (same and trust) or (record.error is not None and retry):
+            self.sightings.append(Sighting(self.root, relpath, stat, record))
+        elif record.error is None:
+            self.unchanged += 1
+        else:
+            self.failed.append((self.root.path / os.fsdecode(relpath), record.error))
 
 
 def check_folders(folders: list[Path]) -> list[Path]:
-    """Return the folders as absolute paths, without those that lie inside another.
+    """Return folders, archives and videos as absolute paths, without those that lie inside another.
 
     Raises:
-        ImageError: one does not exist, or is a file.
+        ImageError: one does not exist, or is a file of another kind.
     """
     for folder in folders:
-        if not folder.is_dir():
-            what = "is a file, not a folder" if folder.exists() else "does not exist"
+        if can_scan(folder):
+            continue
+        if compressed_suffix(folder.name) and folder.exists():
             raise ImageError(
-                f"{folder} {what}", hint="name folders; single files of a folder are chosen with --list"
+                f"{folder} is compressed: what lies in it cannot be read in place",
+                hint="decompress it to a .tar, or unpack it",
             )
-    whole = list(dict.fromkeys(folder.resolve() for folder in folders))
-    return [folder for folder in whole if not any(other in folder.parents for other in whole)]
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise ImageError(
+            f"{folder} {what}", hint="name folders, tar archives or videos; single files go into --list"
+        )
+    whole = dict.fromkeys(folder.resolve() for folder in folders)
+    return [folder for folder in whole if not any(parent in whole for parent in folder.parents)]
+
+
+def can_scan(folder: Path) -> bool:
+    """Say whether there is a folder, an archive or a video."""
+    return folder.is_dir() or is_container(folder)
 
 
 def find_changes(
     store: Store,
+    roots: dict[Path, Root],
     folder: Path,
     rules: WalkRules,
     *,
-    listed: frozenset[Path] | None = None,
     open_unchanged: bool = False,
     retry_errors: bool = False,
     seen: Callable[[int], None] | None = None,
@@ -97,57 +139,47 @@ def find_changes(
 
     Args:
         store: the index; only read, but for the note of a new root.
-        folder: absolute path.
+        roots: its scanned folders, by path; a new one is added.
+        folder: absolute path; an archive or a video is one, too.
         rules: which files count; others are neither added nor removed.
-        listed: if given, only these files count, and none is gone.
         open_unchanged: do not trust stats.
         retry_errors: open again what could not be read.
         seen: called with the number of files found so far.
     """
-    roots = store.roots()
-    owners = [root for root in roots if root.path == folder or root.path in folder.parents]
-    owner = min(owners, key=lambda root: len(root.path.parts), default=None)
-    root = owner or Root(store.root_id(folder), folder, folder.stat().st_dev)
+    root = find_owner(roots, folder) or Root(store.root_id(folder), folder, folder.stat().st_dev)
+    roots[root.path] = root
     changes = Changes(folder, root, Walk(folder, rules))
-    records = _known_below(store, roots, root, folder)
-    changes.known = len(records)
+    known = known_below(store, roots, root, folder)
+    changes.known = len(known)
     prefix = _prefix(root.path, folder)
     for below, stat in changes.walk.images():
-        if listed is not None:
-            if folder / os.fsdecode(below) not in listed:
-                continue
-            changes.met.add(folder / os.fsdecode(below))
-        changes.found += 1
+        changes.note(known, prefix + below, stat, trust=not open_unchanged, retry=retry_errors)
         if seen is not None and changes.found % 1000 == 0:
             seen(changes.found)
-        relpath = prefix + below
-        foreign, record = records.pop(relpath, (False, None))
-        if record is not None and foreign:
-            changes.adopted.append((record, relpath))
-        if record is None or stat != FileStat(record.size, record.mtime_ns, record.inode) or open_unchanged:
-            changes.sightings.append(Sighting(root, relpath, stat, record))
-        elif record.error is None:
-            changes.unchanged += 1
-        elif retry_errors:
-            changes.sightings.append(Sighting(root, relpath, stat, record))
-        else:
-            changes.failed.append((root.path / os.fsdecode(relpath), record.error))
-    if listed is None:
-        start = len(prefix)
-        changes.gone = {
-            relpath: record for relpath, (_, record) in records.items() if rules.takes(relpath[start:])
-        }
+    changes.failed += changes.walk.damaged
+    start = len(prefix)
+    changes.gone = {
+        relpath: record
+        for relpath, (_, record) in known.items()
+        if rules.takes(relpath[start:]) and not changes.walk.may_hold(relpath[start:])
+    }
+    videos = {prefix + os.fsencode(video) + b"/" for video in changes.walk.videos}
+    changes.thinned = sum(relpath[: relpath.rfind(b"/") + 1] in videos for relpath in changes.gone)
     return changes
 
 
-def _known_below(
-    store: Store, roots: list[Root], root: Root, folder: Path
-) -> dict[bytes, tuple[bool, FileRecord]]:
-    """Return what the index knows below a folder, by path below `root`; True marks files of an inner root."""
+def find_owner(roots: dict[Path, Root], folder: Path) -> Root | None:
+    """Return the outermost root that a folder is or lies in."""
+    return next((roots[place] for place in (*reversed(folder.parents), folder) if place in roots), None)
+
+
+def known_below(store: Store, roots: dict[Path, Root], root: Root, folder: Path) -> Known:
+    """Return what the index knows below a folder, by path below `root`."""
     start = _prefix(root.path, folder)
     own = store.files(root.id).items()
     known = {relpath: (False, record) for relpath, record in own if relpath.startswith(start)}
-    for inner in roots:
+    inner_roots = () if is_container(root.path) else roots.values()
+    for inner in inner_roots:
         if inner.id != root.id and root.path in inner.path.parents:
             prefix = _prefix(root.path, inner.path)
             if prefix.startswith(start) or start.startswith(prefix):

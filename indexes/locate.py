@@ -42,7 +42,7 @@ def find_index(index: Path | None = None, *, start: Path | None = None) -> Path:
     if named is not None:
         return _existing(named)
     here = (start or Path.cwd()).resolve()
-    if (owner := _owner(here)) is not None:
+    if (owner := _owner(here, _scanned())) is not None:
         return owner
     known = {directory: roots for directory, roots in read_registry().items() if _is_index(directory)}
     if not known:
@@ -64,7 +64,8 @@ def place_index(folders: Sequence[Path], index: Path | None = None, *, in_place:
     Args:
         folders: absolute paths.
         index: named by the user; need not exist.
-        in_place: a new one goes into the first folder, as `.dinokit`, not into the data folder.
+        in_place: a new one goes into the first folder (of an archive, beside it), as `.dinokit`, not into the
+            data folder.
 
     Raises:
         ArgumentError: the folders belong to different indexes already.
@@ -72,8 +73,9 @@ def place_index(folders: Sequence[Path], index: Path | None = None, *, in_place:
     named = index or _from_environment()
     if named is not None:
         return named.expanduser().absolute()
-    owners = {folder: _owner(folder) for folder in folders}
-    found = list(dict.fromkeys(owner for owner in owners.values() if owner is not None))
+    scanned = _scanned()
+    owners = [_owner(folder, scanned) for folder in folders]
+    found = list(dict.fromkeys(owner for owner in owners if owner is not None))
     if len(found) > 1:
         raise ArgumentError(
             f"these folders belong to {len(found)} indexes: {', '.join(map(str, found))}",
@@ -82,7 +84,7 @@ def place_index(folders: Sequence[Path], index: Path | None = None, *, in_place:
     if found:
         return found[0]
     if in_place:
-        return folders[0] / BESIDE
+        return (folders[0] if folders[0].is_dir() else folders[0].parent) / BESIDE
     slug = re.sub(r"[^a-z0-9]+", "-", folders[0].name.lower()).strip("-") or "photos"
     return data_folder() / "indexes" / f"{slug}-{uuid.uuid4().hex[:8]}"
 
@@ -109,19 +111,17 @@ def register(directory: Path, roots: Sequence[Path]) -> None:
             write_durably(registry, content.encode() + b"\n")
 
 
-def _owner(folder: Path) -> Path | None:
+def _owner(folder: Path, scanned: dict[Path, Path]) -> Path | None:
     """Return the index inside or above a folder, or the registered one that scans it; the nearest wins."""
-    for place in (folder, *folder.parents):
-        if _is_index(place / BESIDE):
-            return place / BESIDE
-    scanning = [
-        (len(root.parts), directory)
-        for directory, roots in read_registry().items()
-        if _is_index(directory)
-        for root in roots
-        if root == folder or root in folder.parents
-    ]
-    return max(scanning)[1] if scanning else None
+    above = (folder, *folder.parents)
+    beside = next((place / BESIDE for place in above if _is_index(place / BESIDE)), None)
+    return beside or next((scanned[place] for place in above if place in scanned), None)
+
+
+def _scanned() -> dict[Path, Path]:
+    """Return which registered index scans a folder."""
+    known = sorted(read_registry().items())
+    return {root: directory for directory, roots in known if _is_index(directory) for root in roots}
 
 
 def _from_environment() -> Path | None:
