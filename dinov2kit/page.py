@@ -37,6 +37,10 @@ strong { color: var(--ink); font-size: 1rem; font-variant-numeric: tabular-nums 
 .name { display: block; color: var(--ink) }
 .bar { display: block; height: .25rem; margin: .3rem 0 .35rem; border-radius: 1rem; background: var(--shade) }
 .bar span { display: block; height: 100%; border-radius: 1rem; background: var(--accent) }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { padding: .3rem .75rem .3rem 0; text-align: left; overflow-wrap: anywhere; vertical-align: middle }
+th { color: var(--dim); font-weight: 600 }
+td:last-child { min-width: 8rem }
 @media print { figure { break-inside: avoid } }
 """
 
@@ -50,12 +54,29 @@ class Tile:
         name: what stands below it, usually the file name.
         score: its cosine similarity to the query; None for a query.
         detail: a second line of small text.
+        framed: `sections_page` draws a frame around it.
     """
 
     image: Image
     name: str
     score: float | None = None
     detail: str = ""
+    framed: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a page.
+
+    Attributes:
+        heading: what stands above it.
+        rows: a table, the heading of its columns first; a number from 0 to 1 in the last column is a bar.
+        tiles: photos.
+    """
+
+    heading: str
+    rows: Sequence[Sequence[str | float]] = ()
+    tiles: Sequence[Tile] = ()
 
 
 def results_page(title: str, queries: Sequence[Tile], hits: Sequence[Tile], *, note: str = "") -> str:
@@ -75,6 +96,42 @@ def results_page(title: str, queries: Sequence[Tile], hits: Sequence[Tile], *, n
     asked = "\n".join(_figure(query, None, "query") for query in queries)
     found = "\n".join(_figure(hit, _share(hit.score, low, high), "hit") for hit in hits)
     n_hits = f"{len(hits)} photo" + "s" * (len(hits) != 1)
+    main = f"""<h2>Query</h2>
+<ul>
+{asked}
+</ul>
+<h2>Found: {n_hits}. The score is the cosine similarity (1 is the same), not a probability.</h2>
+<ul>
+{found}
+</ul>"""
+    return _document(title, note, main)
+
+
+def sections_page(title: str, sections: Sequence[Section], *, note: str = "") -> str:
+    """Return a self-contained HTML page of tables and photos under headings, in the order given.
+
+    Args:
+        title: heading of the page.
+        sections: what stands on it.
+        note: one sentence below the title.
+
+    Returns:
+        A document as `results_page` returns it.
+    """
+    parts = []
+    for section in sections:
+        parts.append(f"<h2>{_text(section.heading)}</h2>")
+        if section.rows:
+            parts.append(_table(section.rows))
+        if section.tiles:
+            figures = "\n".join(
+                _figure(tile, None, "query" if tile.framed else "hit") for tile in section.tiles
+            )
+            parts.append(f"<ul>\n{figures}\n</ul>")
+    return _document(title, note, "\n".join(parts))
+
+
+def _document(title: str, note: str, main: str) -> str:
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -88,18 +145,29 @@ def results_page(title: str, queries: Sequence[Tile], hits: Sequence[Tile], *, n
 <h1>{_text(title)}</h1>
 <p>{_text(note)}</p>
 <main>
-<h2>Query</h2>
-<ul>
-{asked}
-</ul>
-<h2>Found: {n_hits}. The score is the cosine similarity (1 is the same), not a probability.</h2>
-<ul>
-{found}
-</ul>
+{main}
 </main>
 </body>
 </html>
 """
+
+
+def _table(rows: Sequence[Sequence[str | float]]) -> str:
+    """Return a table whose first row is its heading."""
+    lines = []
+    for number, row in enumerate(rows):
+        tag = "td" if number else "th"
+        cells = "".join(f"<{tag}>{_cell(value)}</{tag}>" for value in row)
+        lines.append(f"<tr>{cells}</tr>")
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _cell(value: str | float) -> str:
+    return _text(value) if isinstance(value, str) else _bar(value)
+
+
+def _bar(share: float) -> str:
+    return f'<span class="bar"><span style="width:{100 * share:.0f}%"></span></span>'
 
 
 def _figure(tile: Tile, share: float | None, kind: str) -> str:
@@ -109,7 +177,7 @@ def _figure(tile: Tile, share: float | None, kind: str) -> str:
     if tile.score is not None:
         lines.append(f"<strong>{tile.score:.3f}</strong>")
     if share is not None:
-        lines.append(f'<span class="bar"><span style="width:{100 * share:.0f}%"></span></span>')
+        lines.append(_bar(share))
     lines.append(f'<span class="name">{_text(tile.name)}</span>')
     lines.append(_text(tile.detail))
     return "".join(lines) + "</figcaption></figure></li>"
