@@ -29,17 +29,18 @@ def export_npy(
     precision: Precision = "fp16",
     overwrite: bool = False,
     advance: Callable[[int], None] | None = None,
-) -> tuple[Path, Path]:
-    """Write the descriptors as a matrix (n, dim), and beside it a JSON object per row.
+) -> tuple[Path, Path, Path]:
+    """Write the descriptors as a matrix (n, dim), beside it a JSON object per row, and the model.
 
     Args:
         snapshot: what to write.
-        out: the matrix, for instance ``photos.npy``; the facts go to ``photos.jsonl``.
+        out: the matrix, for instance ``photos.npy``; the facts go to ``photos.jsonl``, the model to
+            ``photos.npy.json``.
         precision: fp16 as stored, or fp32.
         overwrite: replace existing files.
         advance: called with the rows written by each step.
 
-    Returns: the paths of the matrix and of the facts.
+    Returns: the paths of the matrix, of the facts and of the model.
 
     Raises:
         ArgumentError: a file exists, cannot be written, or has the name of the facts.
@@ -47,11 +48,13 @@ def export_npy(
     facts_path = out.with_suffix(".jsonl")
     if facts_path == out:
         raise ArgumentError(f"{out} is where the facts would go", hint=f"name it {out.with_suffix('.npy')}")
-    _check_free([out, facts_path], overwrite=overwrite)
+    model_path = out.with_name(out.name + ".json")
+    _check_free([out, facts_path, model_path], overwrite=overwrite)
     kind = np.float16 if precision == "fp16" else np.float32
     with (
         written_whole(out) as matrix_file,
         written_whole(facts_path) as facts_file,
+        written_whole(model_path) as model_file,
         matrix_file.open("wb") as matrix,
         facts_file.open("w", encoding="utf-8") as facts,
     ):
@@ -67,7 +70,9 @@ def export_npy(
                 facts.write(json.dumps(photo_facts(photo)) + "\n")
             if advance:
                 advance(len(ids))
-    return out, facts_path
+        document = {"schema": "dinokit.export/1", "model": snapshot.card.model.to_json()}
+        model_file.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    return out, facts_path, model_path
 
 
 def export_parquet(
@@ -93,7 +98,7 @@ def export_parquet(
 
     Returns: the path of the file.
     """
-    pyarrow, parquet = _load_pyarrow()
+    pyarrow, parquet = load_pyarrow()
     _check_free([out], overwrite=overwrite)
     number = pyarrow.float16() if precision == "fp16" else pyarrow.float32()
     columns = [
@@ -142,7 +147,12 @@ def _check_free(paths: list[Path], *, overwrite: bool) -> None:
             raise ArgumentError(f"{path} exists", hint="name another file, or add --overwrite")
 
 
-def _load_pyarrow() -> tuple[Any, Any]:
+def load_pyarrow() -> tuple[Any, Any]:
+    """Import pyarrow and its Parquet reader, on first use.
+
+    Raises:
+        DependencyError: pyarrow is missing.
+    """
     try:
         import pyarrow
         import pyarrow.parquet

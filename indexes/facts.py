@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .layout import Card, Layout, read_card
-from .manifest import damage_named, open_for_reading, place
+from .manifest import count_items, damage_named, open_for_reading, place
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def read_facts(directory: Path) -> Facts:
     with damage_named(layout), closing(open_for_reading(layout, card.uuid)) as db:
         db.execute("BEGIN")
         roots = [Path(os.fsdecode(path)) for (path,) in db.execute("SELECT path FROM roots ORDER BY path")]
-        items, dead = db.execute("SELECT count(*), count(deleted_at) FROM items").fetchone()
+        items, dead = count_items(db, card)
         files, errors = db.execute("SELECT count(*), count(error) FROM files").fetchone()
         reasons = db.execute(
             "SELECT error, count(*) FROM files WHERE error IS NOT NULL GROUP BY error ORDER BY 2 DESC, 1"
@@ -101,7 +101,7 @@ def read_facts(directory: Path) -> Facts:
         directory=directory,
         card=card,
         roots=tuple(roots),
-        items=items - dead,
+        items=items,
         dead=dead,
         files=files,
         errors=errors,

@@ -5,6 +5,7 @@
     <index>/features/000/shard-00000012.h5      descriptors, immutable; the truth
     <index>/ann/gen-000007/, CURRENT            a faiss index and the name of the one in use; a cache
     <index>/tmp/, lock, lock.json               work in progress and who writes
+    <index>/incoming/                           what remote workers have read, see incoming.py
 
 A file appears under its final name whole or not at all.
 """
@@ -23,7 +24,7 @@ from dinov2kit import __version__
 from dinov2kit.errors import StoreCorrupt, StoreError, StoreMismatch, StoreMissing, StoreTooNew
 from dinov2kit.identity import ModelIdentity
 
-SCHEMA = 1
+SCHEMA, LEAN_SCHEMA = 1, 2  # older versions must not take a lean manifest for an empty one
 SHARD_ROWS = 65536
 _FORMAT = "dinokit-index"
 _SHARD = re.compile(r"shard-(\d{8,})\.h5")  # not the copies that people and sync programs make
@@ -118,6 +119,11 @@ class Card:
     shard_rows: int
     written_by: str
 
+    @property
+    def lean(self) -> bool:
+        """Whether the manifest has shards only; then what is known of each item stands in its shard."""
+        return self.schema == LEAN_SCHEMA
+
 
 def make_folders(layout: Layout) -> None:
     """Make the folders of a new index.
@@ -147,10 +153,10 @@ def make_folders(layout: Layout) -> None:
         ) from error
 
 
-def new_card(model: ModelIdentity, *, shard_rows: int = SHARD_ROWS) -> Card:
+def new_card(model: ModelIdentity, *, shard_rows: int = SHARD_ROWS, lean: bool = False) -> Card:
     """Make the card of a new index."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return Card(uuid.uuid4().hex, created, SCHEMA, model, shard_rows, __version__)
+    return Card(uuid.uuid4().hex, created, LEAN_SCHEMA if lean else SCHEMA, model, shard_rows, __version__)
 
 
 def write_card(layout: Layout, card: Card) -> None:
@@ -208,11 +214,11 @@ def check_schema(schema: int, layout: Layout, *, written_by: str = "") -> None:
     Raises:
         StoreTooNew: its schema is newer than this version knows.
     """
-    if schema > SCHEMA:
+    if schema > LEAN_SCHEMA:
         writer = f" (written by dinov2kit {written_by})" if written_by else ""
         raise StoreTooNew(
             f"index {layout.directory} has schema {schema}{writer};"
-            f" dinov2kit {__version__} reads up to {SCHEMA}",
+            f" dinov2kit {__version__} reads up to {LEAN_SCHEMA}",
             hint=f"upgrade to dinov2kit {written_by or 'with schema ' + str(schema)} or newer",
         )
 

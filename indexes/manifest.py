@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from dinov2kit.errors import StoreCorrupt
 
-from .layout import SCHEMA, Layout, check_schema
+from .layout import SCHEMA, Card, Layout, check_schema
 from .records import FileRecord, FileStat, Root, Row
 
 T = TypeVar("T")
@@ -47,13 +47,13 @@ CREATE TABLE runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL NOT
 """
 
 
-def create_manifest(path: Path, uuid: str) -> None:
+def create_manifest(path: Path, uuid: str, schema: int = SCHEMA) -> None:
     """Make an empty manifest at a path where there is none."""
     db = sqlite3.connect(path, isolation_level=None)
     try:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+        db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {schema}; COMMIT;")
         set_meta(db, "uuid", uuid)
         set_meta(db, "next_id", 1)
         set_meta(db, "next_shard", 1)
@@ -250,6 +250,14 @@ def remove_files(db: sqlite3.Connection, file_ids: Iterable[int]) -> None:
         db.execute(f"DELETE FROM files WHERE id IN {marks(piece)}", piece)
 
 
+def count_items(db: sqlite3.Connection, card: Card) -> tuple[int, int]:
+    """Return the number of live items and of tombstoned ones."""
+    if card.lean:
+        return int(db.execute("SELECT coalesce(sum(n), 0) FROM shards").fetchone()[0]), 0
+    items, dead = db.execute("SELECT count(*), count(deleted_at) FROM items").fetchone()
+    return int(items - dead), int(dead)
+
+
 def read_shard_uses(db: sqlite3.Connection) -> list[tuple[int, int, int]]:
     """Return (number, rows, live rows) of the shards in use, in the order of their ids."""
     found = db.execute(
@@ -269,6 +277,19 @@ def read_live_rows(db: sqlite3.Connection, shards: list[int]) -> list[tuple[Row,
     return [
         (Row(item, digest, size, mtime_ns, unsigned(inode), *facts), shard, row)
         for shard, row, item, digest, size, mtime_ns, inode, *facts in found
+    ]
+
+
+def read_rows(db: sqlite3.Connection, ids: list[int]) -> list[Row]:
+    """Return what is known of some live items, in no order; at most as many as one statement takes."""
+    found = db.execute(
+        "SELECT item_id, hash, size, mtime_ns, inode, width, height, orientation, taken_at, path, relpath"
+        f" FROM files JOIN roots ON roots.id = root_id WHERE item_id IN {marks(ids)}",
+        ids,
+    )
+    return [
+        Row(item, digest, size, mtime_ns, unsigned(inode), *facts)
+        for item, digest, size, mtime_ns, inode, *facts in found
     ]
 
 

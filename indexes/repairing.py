@@ -23,7 +23,7 @@ from dinov2kit.errors import StoreCorrupt, StoreMissing
 
 from .layout import SCHEMA, SHARD_ROWS, Card, Layout, move_durably, read_card, sync_folder, write_card
 from .lock import WriterLock
-from .manifest import create_manifest, meta, open_for_writing, place, set_meta, signed
+from .manifest import count_items, create_manifest, meta, open_for_writing, place, set_meta, signed
 from .records import Row
 from .shards import Shard
 from .verifying import bad_values, check_files, check_ids, rows_agree
@@ -71,14 +71,15 @@ def repair(directory: Path, *, wait: float = 0.0) -> Repair:
         intact, torn = _sort_shards(layout, card)
         db = _sound_manifest(layout, card, intact)
         rebuilt, backup, lost = db is None, None, set[Path]()
-        if db is None:
+        if db is None or card.lean:
             lost = {path for shard in torn for path in _readable_paths(shard, card)}
+        if db is None:
             backup = _rebuild(layout, card, intact, torn)
             db = open_for_writing(layout, card.uuid)
         try:
             lost |= _drop_missing(db, intact)
             torn += _strays(db, intact)
-            items = db.execute("SELECT count(*) FROM items WHERE deleted_at IS NULL").fetchone()[0]
+            items = count_items(db, card)[0]
             lost -= _paths(db, "1")
         finally:
             db.close()
@@ -158,8 +159,10 @@ def _sound_manifest(layout: Layout, card: Card, intact: dict[int, Shard]) -> sql
         sound = db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
         sound = sound and all(number <= meta(db, "next_shard") for number in layout.shards())
         used = {number: intact[number] for number in _listed(db) if number in intact}
-        sound = sound and all(rows_agree(db, number, shard) for number, shard in used.items())
-        sound = sound and check_ids(db, used).ok and check_files(db).ok
+        if not card.lean:
+            sound = sound and all(rows_agree(db, number, shard) for number, shard in used.items())
+            sound = sound and check_files(db).ok
+        sound = sound and check_ids(db, used).ok
     except sqlite3.DatabaseError:
         sound = False
     if not sound:
@@ -203,12 +206,12 @@ def _rebuild(layout: Layout, card: Card, intact: dict[int, Shard], torn: list[Pa
     fresh = layout.tmp / layout.manifest.name
     for remnant in layout.tmp.glob(f"{fresh.name}*"):
         remnant.unlink()
-    create_manifest(fresh, card.uuid)
+    create_manifest(fresh, card.uuid, card.schema)
     db = sqlite3.connect(fresh, isolation_level=None)
     try:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("BEGIN IMMEDIATE")
-        _fill(db, layout, intact)
+        _fill(db, layout, intact, lean=card.lean)
         set_meta(
             db, "next_id", _next_id(layout, [*intact.values(), *(_open_ours(path, card) for path in torn)])
         )
@@ -235,8 +238,8 @@ def _set_aside(manifest: Path) -> Path | None:
     return backup if existed else None
 
 
-def _fill(db: sqlite3.Connection, layout: Layout, intact: dict[int, Shard]) -> None:
-    """Enter all shards; of several items for one path the newest is alive."""
+def _fill(db: sqlite3.Connection, layout: Layout, intact: dict[int, Shard], *, lean: bool) -> None:
+    """Enter all shards and, but for a lean index, their items; of several for a path the newest is alive."""
     replaced = _replaced(intact)
     now = time.time()
     roots: dict[bytes, int] = {}
@@ -247,7 +250,7 @@ def _fill(db: sqlite3.Connection, layout: Layout, intact: dict[int, Shard]) -> N
         db.execute(
             "INSERT INTO shards VALUES (?, ?, ?, ?, ?)", (number, len(shard), size, shard.checksum, retired)
         )
-        if retired:
+        if retired or lean:
             continue
         for position, row in enumerate(shard.rows()):
             root = roots.setdefault(row.root, len(roots) + 1)

@@ -139,8 +139,8 @@ class Shard:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def rows(self) -> list[Row]:
-        """Read the facts of all items, in the order of `ids`."""
+    def rows(self, places: Sequence[int] | None = None) -> list[Row]:
+        """Read the facts of the items at some places, or of all, in the order of `ids`."""
         with h5py.File(self.path, "r", locking=False) as file:
             facts: Mapping[str, np.ndarray] = {name: file[name][()] for name in _FACTS}
         roots = _cut(facts["roots"], facts["root_off"])
@@ -159,7 +159,7 @@ class Shard:
                 root=roots[int(facts["root"][i])],
                 relpath=relpaths[i],
             )
-            for i in range(len(self))
+            for i in (range(len(self)) if places is None else places)
         ]
 
     def check(self) -> None:

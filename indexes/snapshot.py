@@ -21,9 +21,10 @@ from jaxtyping import Float16, Int, Int32, Int64
 from dinov2kit.errors import ArgumentError
 
 from .layout import Card, Layout, read_card
-from .manifest import chunks, damage_named, marks, open_for_reading, place
+from .manifest import chunks, damage_named, open_for_reading, place, read_rows
+from .records import Row
 from .shards import Shard
-from .where import add_view, select_ids
+from .where import add_view, select_ids, select_rows
 
 
 @dataclass(frozen=True)
@@ -145,19 +146,37 @@ class Snapshot:
         Raises:
             ArgumentError: there is no such item.
         """
-        self._places(ids)
-        found: dict[int, Photo] = {}
-        wanted = [int(number) for number in ids]
-        for piece in chunks(dict.fromkeys(wanted)):
-            with self._guard:
-                rows = self._db.execute(
-                    "SELECT item_id, path, relpath, width, height, size, mtime_ns, taken_at, hash"
-                    f" FROM files JOIN roots ON roots.id = root_id WHERE item_id IN {marks(piece)}",
-                    piece,
-                ).fetchall()
-            for number, root, relpath, *facts in rows:
-                found[number] = Photo(number, place(root, relpath), *facts)
-        return [found[number] for number in wanted]
+        return [
+            Photo(
+                row.id,
+                place(row.root, row.relpath),
+                row.width,
+                row.height,
+                row.size,
+                row.mtime_ns,
+                row.taken_at,
+                row.digest,
+            )
+            for row in self.rows(ids)
+        ]
+
+    def rows(self, ids: Int[np.ndarray, " k"]) -> list[Row]:
+        """Return all that is kept of live items beside their descriptors, in the order of `ids`.
+
+        Raises:
+            ArgumentError: there is no such item.
+        """
+        places = self._places(ids)
+        found: dict[int, Row] = {}
+        if self.card.lean:
+            for number in np.unique(self._shard[places]):
+                here = np.unique(self._row[places[self._shard[places] == number]])
+                found |= {row.id: row for row in self._shards[number].rows(here.tolist())}
+        else:
+            for piece in chunks(dict.fromkeys(int(number) for number in ids)):
+                with self._guard:
+                    found |= {row.id: row for row in read_rows(self._db, piece)}
+        return [found[int(number)] for number in ids]
 
     def where(self, expression: str) -> Int64[np.ndarray, " m"]:
         """Return the ids of the items that an SQL expression selects, ascending; see `where.select_ids`.
@@ -165,11 +184,13 @@ class Snapshot:
         Raises:
             ArgumentError: the expression is not allowed or takes too long.
         """
+        if self.card.lean:
+            return select_rows((shard.rows() for shard in self._shards), expression)
         with self._guard:
             return np.intersect1d(select_ids(self._db, expression), self.ids)
 
     def find(self, path: Path) -> int | None:
-        """Return the item of a file, or None when the index does not have it."""
+        """Return the item of a file, or None when the index does not have it, or is lean."""
         whole = os.fsencode(path.absolute())
         with self._guard:
             for number, root in self._db.execute("SELECT id, path FROM roots").fetchall():

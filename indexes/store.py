@@ -102,6 +102,7 @@ class Store:
             retire_after: seconds after which replaced shards and generations are deleted.
 
         Raises:
+            StoreError: it is lean.
             StoreMissing: there is no index.
             StoreLocked: another process writes.
             StoreTooNew: a newer version wrote it.
@@ -109,6 +110,11 @@ class Store:
         """
         layout = Layout(directory)
         card = read_card(layout)
+        if card.lean:
+            raise StoreError(
+                f"the index {directory} is lean: it cannot be changed photo by photo",
+                hint="update the indexes that it was merged from, and merge them again",
+            )
         with damage_named(layout), ExitStack() as stack:
             lock = stack.enter_context(WriterLock(layout, wait=wait))
             db = open_for_writing(layout, card.uuid)

@@ -70,10 +70,10 @@ def verify(
         db.execute("BEGIN")
         checks = [_manifest(db, deep=deep), _unknown_shards(db, layout)]
         shards, check = _open_all(db, layout, card)
-        checks += [check, check_ids(db, shards), check_files(db)]
+        checks += [check, check_ids(db, shards)] + [check_files(db)] * (not card.lean)
         wrong_rows, wrong_values, torn = [], [], []
         for done, (number, shard) in enumerate(shards.items()):
-            if not rows_agree(db, number, shard):
+            if not (card.lean or rows_agree(db, number, shard)):
                 wrong_rows.append(shard.path.name)
             if reason := bad_values(shard, deep=deep):
                 wrong_values.append(f"{shard.path.name}: {reason}")
@@ -82,9 +82,8 @@ def verify(
             if advance:
                 advance(done + 1, len(shards))
         total = sum(len(shard) for shard in shards.values())
-        checks.append(
-            _check("rows", wrong_rows, f"{total:,} rows in {len(shards)} shards are in the manifest")
-        )
+        where = "stand there alone; the manifest is lean" if card.lean else "are in the manifest"
+        checks.append(_check("rows", wrong_rows, f"{total:,} rows in {len(shards)} shards {where}"))
         looked = "all rows" if deep else f"up to {_SAMPLE} rows per shard"
         checks.append(_check("descriptors", wrong_values, f"{looked} are finite and of length 1"))
         if deep:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterable
+from contextlib import closing
+from itertools import chain
 
 import numpy as np
 from jaxtyping import Int64
 
 from dinov2kit.errors import ArgumentError
+
+from .records import Row
 
 VIEW = "photos"
 COLUMNS = (
@@ -87,6 +92,43 @@ def select_ids(db: sqlite3.Connection, expression: str, *, seconds: float = 10.0
         db.set_progress_handler(None, 0)
         db.set_authorizer(None)
         db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+
+
+def select_rows(shards: Iterable[list[Row]], expression: str) -> Int64[np.ndarray, " n"]:
+    """Return the ids of the rows for which an SQL expression is true, ascending, for an index without files.
+
+    Args:
+        shards: the rows of one shard after the other.
+        expression: as for `select_ids`; each shard may take as long as that allows.
+
+    Raises:
+        ArgumentError: it is no such expression, or takes too long.
+    """
+    found = [np.zeros(0, np.int64)]
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        db.execute(
+            "CREATE TABLE files (item_id INTEGER PRIMARY KEY, relpath BLOB, width INTEGER, height INTEGER,"
+            " size INTEGER, taken_at TEXT, mtime_ns INTEGER, orientation INTEGER)"
+        )
+        add_view(db)
+        for rows in chain([[]], shards):
+            db.execute("DELETE FROM files")
+            facts = (
+                (
+                    row.id,
+                    row.relpath,
+                    row.width,
+                    row.height,
+                    row.size,
+                    row.taken_at,
+                    row.mtime_ns,
+                    row.orientation,
+                )
+                for row in rows
+            )
+            db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)", facts)
+            found.append(select_ids(db, expression))
+    return np.sort(np.concatenate(found))
 
 
 def _name(relpath: bytes) -> bytes:

@@ -270,7 +270,7 @@ def test_export_writes_what_it_says(directory, tmp_path):
     wanted = np.stack([stored(number) for number in (1, 3, 4, 5, 6, 7, 8, 10)])
     result = dinokit("export", "npy", "x.npy", "-i", directory)
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == f"8 x {DIM} in x.npy, x.jsonl\n"
+    assert result.stderr == f"8 x {DIM} in x.npy, x.jsonl, x.npy.json\n"
     assert np.load("x.npy").tobytes() == wanted.tobytes()
     names = [json.loads(line)["path"] for line in Path("x.jsonl").read_text().splitlines()]
     assert names == [f"/photos/{number}.jpg" for number in (1, 3, 4, 5, 6, 7, 8, 10)]

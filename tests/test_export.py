@@ -51,7 +51,7 @@ def test_npy_is_the_snapshot_and_its_sidecar_says_whose_rows_these_are(directory
     with Snapshot.open(directory) as snapshot:
         files = export_npy(snapshot, tmp_path / "x.npy", precision=precision, advance=steps.append)
         rows = snapshot.descriptors(snapshot.ids)
-    assert files == (tmp_path / "x.npy", tmp_path / "x.jsonl")
+    assert files == (tmp_path / "x.npy", tmp_path / "x.jsonl", tmp_path / "x.npy.json")
     matrix = np.load(files[0], allow_pickle=False)
     wanted = np.stack([stored(number) for number in IDS])
     assert matrix.dtype == (np.float16 if precision == "fp16" else np.float32)
@@ -85,14 +85,14 @@ def test_parquet_is_the_snapshot(directory, tmp_path, precision):
 
 def test_empty_index_gives_files_without_rows(tmp_path):
     with Snapshot.open(make_index(tmp_path / "ix")) as snapshot:
-        matrix, facts = export_npy(snapshot, tmp_path / "x.npy")
+        matrix, facts, model = export_npy(snapshot, tmp_path / "x.npy")
         (table,) = export_parquet(snapshot, tmp_path / "x.parquet")
     assert np.load(matrix).shape == (0, MODEL.dim)
     assert facts.read_bytes() == b""
     assert pyarrow.parquet.read_table(table).num_rows == 0
 
 
-@pytest.mark.parametrize("taken", ["x.npy", "x.jsonl", "x.parquet"])
+@pytest.mark.parametrize("taken", ["x.npy", "x.jsonl", "x.npy.json", "x.parquet"])
 def test_existing_files_are_kept_unless_told_otherwise(directory, tmp_path, taken):
     (tmp_path / taken).write_text("mine")
     write = export_parquet if taken == "x.parquet" else export_npy

@@ -9,7 +9,7 @@ from small_index import MODEL, make_index
 
 from dinov2kit import StoreCorrupt, StoreError, StoreMismatch, StoreMissing, StoreTooNew
 from dinov2kit.indexes.layout import (
-    SCHEMA,
+    LEAN_SCHEMA,
     Layout,
     check_model,
     new_card,
@@ -52,8 +52,8 @@ def test_no_index_is_named_as_such(tmp_path, verb):
 @pytest.mark.parametrize("verb", [Store.open, Snapshot.open])
 def test_newer_schema_is_refused_with_the_version_to_get(tmp_path, verb):
     make_index(tmp_path / "ix", 2)
-    rewrite(Layout(tmp_path / "ix"), schema=SCHEMA + 1, written_by="7.8.9")
-    with pytest.raises(StoreTooNew, match=f"schema {SCHEMA + 1}.*7.8.9.*up to {SCHEMA}") as caught:
+    rewrite(Layout(tmp_path / "ix"), schema=LEAN_SCHEMA + 1, written_by="7.8.9")
+    with pytest.raises(StoreTooNew, match=f"schema {LEAN_SCHEMA + 1}.*7.8.9.*up to {LEAN_SCHEMA}") as caught:
         verb(tmp_path / "ix")
     assert "7.8.9" in caught.value.hint
 
@@ -64,9 +64,9 @@ def test_newer_schema_of_the_manifest_alone_is_refused_too(tmp_path, verb):
 
     make_index(tmp_path / "ix", 2)
     db = sqlite3.connect(tmp_path / "ix" / "manifest.sqlite")
-    db.execute(f"PRAGMA user_version = {SCHEMA + 3}")
+    db.execute(f"PRAGMA user_version = {LEAN_SCHEMA + 3}")
     db.close()
-    with pytest.raises(StoreTooNew, match=f"schema {SCHEMA + 3}"):
+    with pytest.raises(StoreTooNew, match=f"schema {LEAN_SCHEMA + 3}"):
         verb(tmp_path / "ix")
 
 
