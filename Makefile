@@ -7,6 +7,7 @@ PHOTOS ?= examples/photos
 BIN := .venv/bin
 READY := .venv/ready-$(EXTRA)
 WHEEL := build/wheel-test
+PYTEST := python -m pytest -q -n auto --maxprocesses 4 --dist loadgroup
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 OWN := $(filter examples/photos,$(PHOTOS))
@@ -36,13 +37,13 @@ which-model:
 	@echo "$(if $(filter untrained:%,$(MODEL)),$(UNTRAINED),The model is $(MODEL).)"
 
 test: $(READY)  ## run the whole suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/$(PYTEST)
 
 check: $(READY)  ## format, lint, types and the suite: what must pass before a commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/$(PYTEST)
 
 wheel-test: $(READY)  ## build the wheel, install it outside the checkout, run the suite against it
 	rm -rf $(WHEEL) dist
@@ -52,7 +53,7 @@ wheel-test: $(READY)  ## build the wheel, install it outside the checkout, run t
 	cp -r tests docs pyproject.toml *.md $(WHEEL)/
 	mkdir $(WHEEL)/examples && cp examples/*.py $(WHEEL)/examples/
 	cd $(WHEEL) && venv/bin/python -c "import dinov2kit; assert 'site-packages' in dinov2kit.__file__"
-	cd $(WHEEL) && venv/bin/python -m pytest -q
+	cd $(WHEEL) && venv/bin/$(PYTEST)
 
 bench: $(READY)  ## measure what docs/results.md reports (about 15 minutes)
 	for name in embedding search incremental crash "matching cost"; do set -- $$name; $(BIN)/python benchmarks/$$1.py $$2 || exit 1; done

@@ -19,10 +19,16 @@ from . import console, options
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from dinov2kit.indexes import IndexRun, UpdatePlan
+    from dinov2kit.indexes import IndexRun, RayEngine, UpdatePlan
 
-HEIC = {".heic", ".heif", ".hif"}
 SHOWN_ERRORS = 20
+
+
+class Engine(StrEnum):
+    """Where photos are read and described."""
+
+    local = "local"
+    ray = "ray"
 
 
 class Prune(StrEnum):
@@ -35,7 +41,8 @@ class Prune(StrEnum):
 
 def index(
     paths: Annotated[
-        list[Path] | None, typer.Argument(metavar="PATH", help="Folders; none: those of the index.")
+        list[Path] | None,
+        typer.Argument(metavar="PATH", help="Folders, tar archives; none: all that are known."),
     ] = None,
     index: options.IndexOption = None,
     in_place: Annotated[
@@ -57,6 +64,13 @@ def index(
         typer.Option("--list", metavar="FILE|-", help="Only the files named here, one per line; - is stdin."),
     ] = None,
     null: Annotated[bool, options.flag("--null", "-0", help="Names in --list end with a NUL byte.")] = False,
+    tar: Annotated[
+        bool, options.flag("--tar", help="Enter tar archives (webdataset) in the folders.")
+    ] = False,
+    video: Annotated[bool, options.flag("--video", help="Take frames of the videos, too.")] = False,
+    every: Annotated[
+        float, typer.Option(metavar="TIME", parser=options.parse_seconds, help="Time between frames (2s).")
+    ] = "2",  # type: ignore[assignment]
     follow_symlinks: Annotated[
         bool, options.flag("--follow-symlinks", help="Enter folders behind symbolic links.")
     ] = False,
@@ -106,11 +120,21 @@ def index(
         bool, options.flag("--plan-only", help="Say what would be done, and change nothing.")
     ] = False,
     wait: Annotated[float, typer.Option(metavar="SECONDS", help="Wait for another writer.")] = 0.0,
+    engine: Annotated[
+        Engine, typer.Option(metavar="local|ray", help="Describe photos here, or on a Ray cluster.")
+    ] = Engine.local,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Ray cluster; auto: that of this machine; local: a new one."),
+    ] = None,
+    ray_workers: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Ray actors; 0: one per GPU, else per core.")
+    ] = 0,
     strict: Annotated[bool, options.flag("--strict", help="Exit 1 when a file cannot be read.")] = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
-    """Index folders of photos; run it again after changes, only new and changed photos are opened.
+    """Index folders or archives of photos; run again after changes, only new and changed photos are opened.
 
     Moved photos are recognised, removed ones leave the index, and files that cannot be read are listed and do
     not stop the others. Ctrl-C finishes what was begun; the next run goes on there. The photos are only read.
@@ -128,6 +152,8 @@ def index(
             follow_symlinks=follow_symlinks,
             one_file_system=one_file_system,
             min_size=min_size,
+            tars=tar,
+            every=every if video else None,
         ),
         listed=_read_list(list_, null=null) if list_ else None,
         verify_hash=verify_hash,
@@ -138,6 +164,7 @@ def index(
         timeout=timeout,
         max_pixels=int(max_mpix * 1e6) or MAX_PIXELS,
     )
+    elsewhere = _ray_engine(engine, address, ray_workers, workers)
     if plan_only:
         _show_plan(plan_photos(index, paths or (), rules=rules, wait=wait), as_json=as_json)
         return
@@ -155,6 +182,7 @@ def index(
             wait=wait,
             watch=_watch(bars),
             stop=stop,
+            engine=elsewhere,
         )
     if as_json:
         console.emit_json("index/1", run.to_json())
@@ -180,6 +208,18 @@ def stoppable() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _ray_engine(engine: Engine, address: str | None, actors: int, decoders: int) -> RayEngine | None:
+    """Return what describes photos elsewhere, or None when they are described here."""
+    from dinov2kit.errors import ArgumentError
+    from dinov2kit.indexes import RayEngine
+
+    if engine is Engine.ray:
+        return RayEngine(address, workers=actors, decoders=None if decoders < 0 else decoders)
+    if address is not None or actors:
+        raise ArgumentError("--address and --ray-workers go with --engine ray", hint="add --engine ray")
+    return None
 
 
 def _read_list(source: str, *, null: bool) -> frozenset[Path]:
@@ -216,8 +256,10 @@ def _show_run(run: IndexRun) -> None:
     if run.skipped:
         console.say(f"the last run is young enough; {run.items:,} photos in {run.directory}")
         return
-    for path, reason in report.unread:
+    for path, reason in report.unread[:SHOWN_ERRORS]:
         console.warn(f"{path}: {reason}")
+    if len(report.unread) > SHOWN_ERRORS:
+        console.warn(f"and {len(report.unread) - SHOWN_ERRORS:,} more that were not found or not read")
     for path, reason in report.errors[:SHOWN_ERRORS]:
         console.warn(f"{path}: {reason}")
     if len(report.errors) > SHOWN_ERRORS:
@@ -234,8 +276,8 @@ def _show_run(run: IndexRun) -> None:
     said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing to do"
     speed = f", {report.described / report.seconds:,.0f} images/s" if report.described else ""
     console.say(f"{said} ({report.seconds:,.1f} s{speed})")
-    if heic := sum(count for suffix, count in report.unsupported.items() if suffix in HEIC):
-        console.say(f"{heic:,} HEIC files left out; to read them: pip install 'dinov2kit[heic]'")
+    for advice in run.advice:
+        console.say(advice)
     faiss = f", {run.ann.factory} with recall@10 {run.ann.recall:.3f}" if run.ann else ""
     console.say(f"{run.items:,} photos in {run.directory} ({run.model}{faiss})")
     if report.interrupted:

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 
-from dinov2kit.catalogue import find_model
-from dinov2kit.errors import ImageError, WeightsError
-from dinov2kit.images import HEIC_SUFFIXES
+from dinov2kit.errors import ImageError
 from dinov2kit.pipeline import GlobalEncoder
 
 from .ann import check_factory, refresh
-from .changes import check_folders, find_changes
+from .changes import UNSCANNED, can_scan, check_folders
+from .engine import EncoderSource, Engine, make_encoder
 from .facts import Facts, read_facts
 from .faiss_door import load_faiss
 from .generation import AnnFacts
-from .layout import Card, Layout, check_model, read_card
+from .layout import Layout, read_card
+from .listed import common_folders, find_listed, nothing_listed, survey
 from .locate import find_index, place_index, register
 from .records import Watch
 from .store import Store
 from .tune import RECALL_TARGET
-from .update import UpdateReport, UpdateRules, update
+from .update import UpdateRules, update
+from .update_report import UpdateReport
 from .upkeep import merge_small
-from .walk import Walk, WalkRules
+from .walk import Walk, advise
 
+_ONLY_LISTED = "only listed files of it are indexed; name it to scan it, or give a list with --list"
 _ROW_BYTES = 300  # of a photo in shard and manifest, beside its descriptor
 
 
@@ -67,6 +68,11 @@ class IndexRun:
     model: str
     ann: AnnFacts | None
     skipped: bool = False
+
+    @property
+    def advice(self) -> list[str]:
+        """How files that were left out can be read, in a sentence for each kind."""
+        return advise(self.report.unsupported)
 
     def to_json(self) -> dict[str, object]:
         """Return the run as `json.dumps` takes it."""
@@ -127,12 +133,14 @@ def index_photos(
     wait: float = 0.0,
     watch: Watch | None = None,
     stop: Callable[[], bool] | None = None,
+    engine: Engine | None = None,
 ) -> IndexRun:
     """Make an index of folders, or bring it up to date: only new and changed photos are opened.
 
     Args:
         directory: the index; None finds the one that scans the folders, or chooses a place for a new one.
-        folders: to scan; none means those that the index has scanned before.
+        folders: to scan, tar archives and videos among them; none means those that the index has scanned
+            before, or, with `rules.listed`, that listed files may lie anywhere.
         model: catalogue name, weight file, or "auto": that of the index, else the default model.
         encoder: describes the photos instead of `model`.
         device: as for `Encoder`.
@@ -144,6 +152,7 @@ def index_photos(
         wait: seconds to wait for another writer.
         watch: called with the stage of the work.
         stop: asked between files; when it says True, what was begun is finished and committed.
+        engine: reads and describes the photos elsewhere, for instance a `RayEngine`.
 
     Raises:
         ImageError: a folder does not exist, or there is no image at all.
@@ -153,31 +162,41 @@ def index_photos(
         StoreError: the disk is full or fails; everything up to the last commit stays.
         WeightsError, DeviceError: as for `Encoder`.
         DependencyError: faiss is missing, or there twice.
+        KitError: the engine cannot be reached, or fails; what is finished is kept for the next run.
     """
     rules, ann = rules or UpdateRules(), ann or AnnWishes()
     watch, stop = watch or (lambda *_: None), stop or (lambda: False)
     load_faiss()
     whole = check_folders([Path(folder) for folder in folders])
     named = None if directory is None else Path(directory)
-    directory = place_index(whole, named, in_place=in_place) if whole else find_index(named)
+    homes = whole or common_folders(rules.listed or ())
+    directory = place_index(homes, named, in_place=in_place) if homes else find_index(named)
     if Layout(directory).card.exists():
         card = read_card(Layout(directory))
-        load = _encoder_loader(card, model, encoder, device, precision)
+        load = EncoderSource(card, model, device, precision, given=encoder)
+        if not load.is_own:
+            load()
         if if_stale and (facts := read_facts(directory)) and _is_fresh(facts, if_stale):
             return IndexRun(directory, UpdateReport(), facts.items, card.model.name, None, skipped=True)
     else:
-        _check_images(whole, rules.walk)
-        made = encoder or _make_encoder(model, device, precision)
+        _check_images(whole, rules)
+        made = encoder or make_encoder(model, device if engine is None else "auto", precision)
         Store.create(directory, made.identity)
-        card, load = read_card(Layout(directory)), lambda: made
+        card = read_card(Layout(directory))
+        load = EncoderSource(card, model, device, precision, given=encoder, made=made)
     check_factory(card.model.dim, ann.factory)
     with Store.open(directory, wait=wait) as store:
-        whole = whole or [root.path for root in store.roots()]
-        lost = [folder for folder in whole if not folder.is_dir()]
-        register(directory, [root.path for root in store.roots()] + whole)
-        present = check_folders([folder for folder in whole if folder.is_dir()])
-        report = update(store, present, load, rules, watch=watch, stop=stop)
+        roots = store.roots()
+        register(directory, list(dict.fromkeys([*(root.path for root in roots), *homes])))
+        partly = []
+        if not whole and rules.listed is None:
+            whole = [root.path for root in roots if root.fs_id != UNSCANNED]
+            partly = [root.path for root in roots if root.fs_id == UNSCANNED]
+        lost = [folder for folder in whole if not can_scan(folder)]
+        present = check_folders([folder for folder in whole if can_scan(folder)])
+        report = update(store, present, load, rules, watch=watch, stop=stop, engine=engine)
         report.unread += [(folder, "it is not there; its photos are kept") for folder in lost]
+        report.unread += [(folder, _ONLY_LISTED) for folder in partly]
         generation = None
         if not report.interrupted:
             merge_small(store)
@@ -206,27 +225,27 @@ def plan_photos(
     rules = rules or UpdateRules()
     whole = check_folders([Path(folder) for folder in folders])
     named = None if directory is None else Path(directory)
-    directory = place_index(whole, named) if whole else find_index(named)
+    homes = whole or common_folders(rules.listed or ())
+    directory = place_index(homes, named) if homes else find_index(named)
     if not Layout(directory).card.exists():
-        _check_images(whole, rules.walk)
-        walks = [Walk(folder, rules.walk) for folder in whole]
-        sizes = [stat.size for walk in walks for _, stat in walk.images()]
+        _check_images(whole, rules)
+        walks = _walks(whole, rules)
+        sizes = [size for walk in walks for size in _sizes(walk, whole, rules)]
         unsupported = dict(sum((walk.unsupported for walk in walks), Counter[str]()))
         return UpdatePlan(directory, len(sizes), 0, 0, sum(sizes), None, None, unsupported)
     facts = read_facts(directory)
     with Store.open(directory, wait=wait) as store:
-        whole = whole or [root.path for root in store.roots() if root.path.is_dir()]
-        found = [
-            find_changes(
-                store,
-                folder,
-                rules.walk,
-                listed=rules.listed,
-                open_unchanged=rules.verify_hash,
-                retry_errors=rules.retry_errors,
-            )
-            for folder in check_folders(whole)
-        ]
+        if not whole and rules.listed is None:
+            scanned = [root.path for root in store.roots() if root.fs_id != UNSCANNED]
+            whole = check_folders([folder for folder in scanned if can_scan(folder)])
+        found = survey(
+            store,
+            whole,
+            rules.walk,
+            listed=rules.listed,
+            open_unchanged=rules.verify_hash,
+            retry_errors=rules.retry_errors,
+        )
     sizes = [sighting.stat.size for changes in found for sighting in changes.sightings]
     last = facts.last_run or {}
     speed = float(str(last.get("described", 0))) / (float(str(last.get("seconds", 0))) or 1.0)
@@ -242,53 +261,37 @@ def plan_photos(
     )
 
 
-def _check_images(folders: list[Path], rules: WalkRules) -> None:
+def _walks(folders: list[Path], rules: UpdateRules) -> list[Walk]:
+    return [Walk(folder, rules.walk) for folder in (folders if rules.listed is None else [Path("/")])]
+
+
+def _sizes(walk: Walk, folders: list[Path], rules: UpdateRules) -> Iterator[int]:
+    """Yield the sizes of the images that a walk finds, or of those that are listed."""
+    found = walk.images() if rules.listed is None else find_listed(walk, rules.listed, folders)
+    return (stat.size for _, stat in found)
+
+
+def _check_images(folders: list[Path], rules: UpdateRules) -> None:
     """Refuse to make an index of nothing.
 
     Raises:
         ImageError: there is no image in the folders; says what there is instead.
     """
-    walks = [Walk(folder, rules) for folder in folders]
-    if any(next(walk.images(), None) for walk in walks):
+    walks = _walks(folders, rules)
+    if any(next(_sizes(walk, folders, rules), None) is not None for walk in walks):
         return
+    if rules.listed is not None:
+        raise nothing_listed(walks[0], len(rules.listed))
     named = ", ".join(str(folder) for folder in folders)
     met = sum((walk.unsupported for walk in walks), Counter[str]())
     listed = ", ".join(f"{count:,} {suffix}" for suffix, count in met.most_common(5))
-    heic = any(suffix in HEIC_SUFFIXES for suffix in met)
+    wrong = "".join(f"; {path}: {reason}" for walk in walks for path, reason in walk.damaged[:3])
     raise ImageError(
-        f"there is no image in {named}" + (f"; there are files of other kinds: {listed}" if listed else ""),
-        hint="for HEIC files: pip install 'dinov2kit[heic]'" if heic else None,
+        f"there is no image in {named}"
+        + (f"; there are files of other kinds: {listed}" if listed else "")
+        + wrong,
+        hint="; ".join(advise(met)) or None,
     )
-
-
-def _make_encoder(model: str, device: str, precision: str) -> GlobalEncoder:
-    from dinov2kit.encoder import Encoder  # torch: only when something has to be described
-
-    return Encoder(model, device=device, precision=precision)
-
-
-def _encoder_loader(
-    card: Card, model: str, encoder: GlobalEncoder | None, device: str, precision: str
-) -> Callable[[], GlobalEncoder]:
-    """Return what gives the encoder of an index; a model that is named otherwise is checked at once."""
-
-    @cache
-    def load() -> GlobalEncoder:
-        made = encoder or _make_encoder(card.model.name if same else model, device, precision)
-        check_model(card, made.identity)
-        return made
-
-    same = model in ("auto", card.model.name) or _released_name(model) == card.model.name
-    if encoder is not None or not same:
-        load()
-    return load
-
-
-def _released_name(model: str) -> str | None:
-    try:
-        return find_model(model).name
-    except WeightsError:
-        return None
 
 
 def _is_fresh(facts: Facts, seconds: float) -> bool:

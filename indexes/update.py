@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -15,10 +16,13 @@ from dinov2kit.errors import PruneRefused
 from dinov2kit.images import MAX_PIXELS
 from dinov2kit.pipeline import Description, GlobalEncoder, describe
 
-from .changes import Changes, Sighting, find_changes
+from .changes import UNSCANNED, Changes, Sighting
 from .contents import hashed, read_stat
+from .engine import Engine, Reading
+from .listed import survey
 from .records import Described, FileRecord, FileStat, Known, Watch
 from .store import Store
+from .update_report import UpdateReport
 from .walk import WalkRules
 
 logger = logging.getLogger(__name__)
@@ -35,7 +39,7 @@ class UpdateRules:
 
     Attributes:
         walk: which files count.
-        listed: if given, only these files count, and nothing is removed.
+        listed: if given, only these files count, wherever they lie, and nothing is removed; absolute paths.
         verify_hash: open every file and compare its content; stats are not trusted.
         retry_errors: try again what could not be read before.
         prune: what happens to photos that are no longer there: "auto" removes them unless the disk looks
@@ -57,61 +61,6 @@ class UpdateRules:
     max_pixels: int = MAX_PIXELS
 
 
-@dataclass
-class UpdateReport:
-    """What an update did.
-
-    Attributes:
-        new: photos added; those whose content was known are not described again.
-        changed: photos whose content is another than before.
-        moved: photos found again at another place.
-        unchanged: photos as they were.
-        removed: photos that are gone.
-        kept: photos that are gone but stay in the index, because nothing was to be removed or a folder could
-            not be read.
-        unsupported: how many files of each suffix are no images that can be read here.
-        errors: (path, reason) of files that cannot be described, those of earlier runs included.
-        unread: (path, reason) of folders that could not be read.
-        described: images that went through the model.
-        seconds: how long it took.
-        interrupted: whether it was stopped before the end.
-    """
-
-    new: int = 0
-    changed: int = 0
-    moved: int = 0
-    unchanged: int = 0
-    removed: int = 0
-    kept: int = 0
-    unsupported: Counter[str] = field(default_factory=Counter)
-    errors: list[tuple[Path, str]] = field(default_factory=list)
-    unread: list[tuple[Path, str]] = field(default_factory=list)
-    described: int = 0
-    seconds: float = 0.0
-    interrupted: bool = False
-
-    @property
-    def found(self) -> int:
-        """Image files that were met, good or bad."""
-        return self.new + self.changed + self.moved + self.unchanged + len(self.errors)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the report as `json.dumps` takes it."""
-        return {
-            "new": self.new,
-            "changed": self.changed,
-            "moved": self.moved,
-            "unchanged": self.unchanged,
-            "removed": self.removed,
-            "kept": self.kept,
-            "unsupported": dict(self.unsupported),
-            "errors": len(self.errors),
-            "described": self.described,
-            "seconds": round(self.seconds, 3),
-            "interrupted": self.interrupted,
-        }
-
-
 def update(
     store: Store,
     folders: Sequence[Path],
@@ -120,6 +69,7 @@ def update(
     *,
     watch: Watch,
     stop: Callable[[], bool],
+    engine: Engine | None = None,
 ) -> UpdateReport:
     """Bring an open store in line with folders, and commit.
 
@@ -130,30 +80,24 @@ def update(
         rules: how.
         watch: called with the stage of the work.
         stop: asked between files; when it says True, what was begun is finished and committed.
+        engine: reads and describes the files elsewhere; then `load_encoder` has to travel.
 
     Raises:
         PruneRefused: too many photos are gone at once; everything else is done and committed.
         StoreError: the disk is full or fails; everything up to the last commit stays.
         DeviceMemoryError: not even one image fits the device.
     """
-    run = _Update(store, load_encoder, rules, watch, stop)
-    found = []
-    for folder in folders:
-        watch("Scanning", 0, None)
-        found.append(
-            find_changes(
-                store,
-                folder,
-                rules.walk,
-                listed=rules.listed,
-                open_unchanged=rules.verify_hash,
-                retry_errors=rules.retry_errors,
-                seen=lambda count: watch("Scanning", count, None),
-            )
-        )
-    met = set[Path]().union(*(changes.met for changes in found))
-    for path in sorted((rules.listed or frozenset()) - met):
-        run.report.unread.append((path, "it is listed, but no photo of the folders named"))
+    run = _Update(store, load_encoder, rules, watch, stop, engine)
+    watch("Scanning", 0, None)
+    found = survey(
+        store,
+        folders,
+        rules.walk,
+        listed=rules.listed,
+        open_unchanged=rules.verify_hash,
+        retry_errors=rules.retry_errors,
+        seen=lambda count: watch("Scanning", count, None),
+    )
     run.apply(found)
     return run.report
 
@@ -168,6 +112,7 @@ class _Update:
         rules: UpdateRules,
         watch: Watch,
         stop: Callable[[], bool],
+        engine: Engine | None,
     ) -> None:
         self.store = store
         self.rules = rules
@@ -175,6 +120,7 @@ class _Update:
         self._load_encoder = load_encoder
         self._watch = watch
         self._stop = stop
+        self._engine = engine
         self._waiting: dict[bytes, list[Sighting]] = {}  # content -> files that have it
         self._order: deque[bytes] = deque()  # contents on their way through the model
         self._gone: dict[bytes, list[FileRecord]] = {}  # content -> files that are no longer where they were
@@ -196,8 +142,9 @@ class _Update:
                 if record.hash is not None and record.item_id is not None:
                     self._gone.setdefault(record.hash, []).append(record)
         self._total = sum(len(changes.sightings) for changes in found)
-        self._open(sighting for changes in found for sighting in changes.sightings)
-        self.store.commit()
+        sightings = [sighting for changes in found for sighting in changes.sightings]
+        self._open(sightings) if self._engine is None else self._take(self._engine, sightings)
+        self._commit()
         report.interrupted = self._done < self._total
         refusals = [] if report.interrupted else [self._prune(changes) for changes in found]
         report.seconds = time.monotonic() - self._begun
@@ -229,6 +176,18 @@ class _Update:
             for sighting in self._waiting.pop(digest):
                 self._keep(sighting, digest, description)
             self._commit_now_and_then()
+
+    def _take(self, engine: Engine, sightings: list[Sighting]) -> None:
+        """See to all files in their order, by what an engine reads in them."""
+        everything = engine.read(sightings, self.store, self._load_encoder, self.rules, self._stop)
+        with closing(everything) as readings:
+            for sighting, reading in readings:
+                self.report.described += reading.descriptor is not None
+                if reading.digest is None:
+                    self._fail(sighting, None, reading.error or "it cannot be read")
+                elif not self._is_known(sighting, reading.digest):
+                    self._keep(sighting, reading.digest, reading)
+                self._commit_now_and_then()
 
     def _new_contents(self, sightings: Iterable[Sighting]) -> Iterator[Path]:
         """Yield one path for each content that has to be described; see to all other files on the way."""
@@ -263,7 +222,7 @@ class _Update:
             return self._put(sighting, digest, known)
         return False
 
-    def _keep(self, sighting: Sighting, digest: bytes, description: Description) -> None:
+    def _keep(self, sighting: Sighting, digest: bytes, description: Description | Reading) -> None:
         """Store what the model said of a file."""
         if description.descriptor is None:
             self._fail(sighting, digest, description.error or "it has no descriptor")
@@ -293,18 +252,26 @@ class _Update:
 
     def _commit_now_and_then(self) -> None:
         if self.store.pending >= COMMIT_ROWS or time.monotonic() - self._committed > COMMIT_SECONDS:
-            self.store.commit()
-            self._committed = time.monotonic()
+            self._commit()
+
+    def _commit(self) -> None:
+        self.store.commit()
+        self._committed = time.monotonic()
+        if self._engine is not None:
+            self._engine.committed()
 
     def _prune(self, changes: Changes) -> PruneRefused | None:
         """Remove what is gone and was not found elsewhere, unless that looks like an accident."""
+        if changes.listed:
+            return None
         left = {record.id for records in self._gone.values() for record in records}
         lost = [record for record in changes.gone.values() if record.item_id is None or record.id in left]
         unread = changes.walk.errors and self.rules.prune != "force"
         if self.rules.prune == "never" or unread:
             self.report.kept += len(lost)
             return None
-        refusal = None if self.rules.prune == "force" else _accident(changes, len(lost))
+        missed = len(lost) - changes.thinned
+        refusal = None if self.rules.prune == "force" else _accident(changes, missed)
         if refusal is not None:
             self.report.kept += len(lost)
             return refusal
@@ -317,9 +284,10 @@ class _Update:
 
 def _accident(changes: Changes, lost: int) -> PruneRefused | None:
     """Return a refusal when the photos of a folder look unreachable rather than removed."""
-    if not lost:
+    if lost <= 0:
         return None
-    moved_disk = changes.folder == changes.root.path and changes.folder.stat().st_dev != changes.root.fs_id
+    devices = (UNSCANNED, changes.folder.stat().st_dev)
+    moved_disk = changes.folder == changes.root.path and changes.root.fs_id not in devices
     if not changes.found:
         why = "looks unmounted"
     elif moved_disk:

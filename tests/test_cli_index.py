@@ -56,8 +56,9 @@ def test_a_first_run_says_what_it_did_on_stderr_and_nothing_on_stdout(folder):
     lines = result.stderr.splitlines()
     assert lines[0].startswith(f"warning: {folder / 'bad.png'}: ")
     assert re.fullmatch(r"20 new, 1 unreadable \([\d.]+ s, [\d,]+ images/s\)", lines[1])
-    assert lines[2] == f"20 photos in {directory} (colour)"
-    assert len(lines) == 3
+    assert lines[2] == "videos left out: 1; to index frames of them: --video"
+    assert lines[3] == f"20 photos in {directory} (colour)"
+    assert len(lines) == 4
     again = dinokit("index", folder).stderr.splitlines()
     assert re.fullmatch(r"20 unchanged, 1 unreadable \([\d.]+ s\)", again[1])
 

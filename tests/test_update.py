@@ -175,7 +175,7 @@ def test_bad_files_are_explained_and_tried_again_when_asked(photos, directory):
     report = run(directory, photos)
     assert counts(report) == {"new": 30, "described": 30, "errors": 3}
     reasons = {path.name: reason for path, reason in report.errors}
-    assert "no regular file" in reasons["pipe.png"]
+    assert "a named pipe" in reasons["pipe.png"]
     assert all(reasons.values())
     assert {error.path.name for error in list_errors(directory)} == {"bad.jpg", "empty.png", "pipe.png"}
     assert counts(run(directory, photos)) == {"unchanged": 30, "errors": 3}
