@@ -9,6 +9,8 @@ import typer
 from rich.table import Table
 
 from . import console, options
+from .eval_knn import knn
+from .eval_retrieval import retrieval
 
 app = typer.Typer(help="Measure how good a model is, by the protocols of the field.", no_args_is_help=True)
 
@@ -154,6 +156,10 @@ def _print_rows(report: dict[str, Any]) -> None:
 
 def _share(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
+
+
+app.command()(retrieval)
+app.command()(knn)
 
 
 def register(root: typer.Typer) -> None:

@@ -28,6 +28,7 @@ from dinov2kit.indexes.layout import Layout, read_card
 from dinov2kit.indexes.records import FileStat, Root
 
 TESTS = Path(__file__).parent
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all of them
 NO_RAY = "ray is not installed: pip install 'dinov2kit[ray]'"
 
 
