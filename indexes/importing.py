@@ -76,8 +76,8 @@ def import_descriptors(
         directory: the index.
         source: ``.parquet`` with the columns `path` and `descriptor`, or ``X.npy`` beside ``X.jsonl`` (an
             object with `path` per row) or ``X.npy.json`` (`paths`), as `export_npy` and `dinokit embed` write
-            them. Relative paths begin at the current folder. `width`, `height`, `bytes`, `mtime_ns`, `taken_at` and
-            `hash` (of the content) are taken where given.
+            them. Relative paths begin at the current folder. `width`, `height`, `bytes`, `mtime_ns`, `taken_at`
+            and `hash` (of the content) are taken where given.
         name: of the model, where the file does not say it; images cannot be described with it.
         watch: called with the stage of the work.
 

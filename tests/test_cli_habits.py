@@ -19,10 +19,10 @@ HEAVY = ("torch", "faiss", "cv2", "numpy", "h5py", "PIL", "transformers")
 
 
 def walk(command: object, words: tuple[str, ...] = ()) -> dict[str, object]:
-    """Return the commands of a tree by their words; groups themselves are left out."""
+    """Return the commands of a tree by their words; groups that only hold others are left out."""
     if not hasattr(command, "commands"):
         return {" ".join(words): command}
-    found = {}
+    found = {" ".join(words): command} if command.invoke_without_command else {}
     for name, below in command.commands.items():
         found |= walk(below, (*words, name))
     return found
@@ -52,6 +52,8 @@ def parse(line: str) -> None:
     command = typer.main.get_command(app)
     rest = words[1:]
     while hasattr(command, "commands"):
+        if command.invoke_without_command and (not rest or rest[0].startswith("-")):
+            break  # the group is a command itself
         assert rest, f"{line!r} names no command"
         assert rest[0] in command.commands, f"{line!r}: there is no command {rest[0]!r}"
         command, rest = command.commands[rest[0]], rest[1:]

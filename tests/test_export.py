@@ -85,7 +85,7 @@ def test_parquet_is_the_snapshot(directory, tmp_path, precision):
 
 def test_empty_index_gives_files_without_rows(tmp_path):
     with Snapshot.open(make_index(tmp_path / "ix")) as snapshot:
-        matrix, facts, model = export_npy(snapshot, tmp_path / "x.npy")
+        matrix, facts, _ = export_npy(snapshot, tmp_path / "x.npy")
         (table,) = export_parquet(snapshot, tmp_path / "x.parquet")
     assert np.load(matrix).shape == (0, MODEL.dim)
     assert facts.read_bytes() == b""
