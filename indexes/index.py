@@ -7,21 +7,32 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float16, Int, Int64
 
-from dinov2kit.errors import ArgumentError, WeightsError
+from dinov2kit.errors import WeightsError
+from dinov2kit.images import is_there
 from dinov2kit.pipeline import GlobalEncoder
-from dinov2kit.views import Region
 
+from .aggregate import Aggregation
+from .answering import Filters, answer
+from .expansion import ALPHA
 from .layout import check_model
 from .locate import find_index
-from .query import Query, Question, ask
+from .query import Query, Question, Regions, ask
+from .records import Watch
 from .search import Searcher
 from .snapshot import Photo, Snapshot
 
-NEAR_DUPLICATE = 0.97  # cosine from which `unique` takes two photos for one
+if TYPE_CHECKING:
+    from dinov2kit.features import FeatureSpec
+    from dinov2kit.geometry import GeometryKind
+    from dinov2kit.matching import MatchSpec
+    from dinov2kit.pairs import LocalEncoder
+
+    from .reranking import Reranked, SourceEncoder
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class Hit:
 
     Attributes:
         id: item id.
-        score: cosine similarity to the query, in [-1, 1]; not a probability.
+        score: cosine similarity to the query, in [-1, 1]; not a probability. Of several queries what ranks
+            the hits: a cosine, or with "rrf" a sum of reciprocal ranks.
         path: the file when it was last seen.
         width: of the upright original, in pixels.
         height: of the upright original, in pixels.
@@ -75,6 +87,7 @@ class Index:
         self._given = encoder
         self._device, self._precision = device, precision
         self.snapshot = Snapshot.open(directory)
+        self._photos: dict[Path | None, tuple[SourceEncoder, LocalEncoder]] = {}  # by their cache
 
     @classmethod
     def open(
@@ -150,40 +163,54 @@ class Index:
         query: Query | Sequence[Query],
         k: int = 10,
         *,
+        weights: Sequence[float] | None = None,
+        agg: Aggregation = "mean",
+        expand: int = 0,
+        alpha: float = ALPHA,
         where: str | None = None,
         min_score: float | None = None,
         unique: bool = False,
         include_self: bool = False,
         existing: bool = False,
-        region: Region | None = None,
+        region: Regions = None,
         exact: bool = False,
         nprobe: int | None = None,
     ) -> list[Hit]:
         """Return the photos nearest to a query, best first, equal scores by id.
 
         Args:
-            query: path of an image or folder, encoded bytes, PIL image, RGB array, item id, or "id:123"; of
-                several, or of a folder, the mean is asked.
+            query: path of an image or folder, encoded bytes, PIL image, RGB array, item id, "id:123", or a
+                descriptor; or several of these. A folder is as many queries as it has images.
             k: how many photos, at most.
+            weights: how much each query counts; what has a weight below 0 the hits shall be unlike, and is
+                never among them.
+            agg: several queries are asked by their weighted "mean", by the highest ("max") or the lowest
+                ("min") of their cosines, or by the sum of 1 / (60 + rank) of a photo over them ("rrf").
+            expand: so many of the best photos are added to the query, and it is asked again.
+            alpha: a photo counts its score to this power then; see `expansion.expand`.
             where: an SQL expression over the columns that `where.select_ids` has.
             min_score: lower scores are left out.
             unique: of photos with the same content, or a cosine of 0.97 or more to each other, only the best.
             include_self: also find the photos that the query consists of.
             existing: leave out photos whose file is gone.
-            region: the part of each query image that is asked for.
+            region: the part of each query image that is asked for: one for all queries, or one for each.
             exact: compare every row.
             nprobe: clusters to look at, instead of the tuned number.
 
         Raises:
             ImageError: a query cannot be read.
-            ArgumentError: an argument makes no sense, or there is no such item.
+            ArgumentError: an argument makes no sense, there is no such item, or the queries cancel each other
+                out.
             WeightsError, StoreMismatch: as `encoder`.
         """
         several = isinstance(query, Sequence) and not isinstance(query, (str, bytes))
-        question = self.ask(query if several else [query], region=region)  # type: ignore[list-item, arg-type]
+        queries: Sequence[Query] = query if several else [query]  # type: ignore[assignment, list-item]
         return self.answer(
-            question,
+            self.ask(queries, weights=weights, region=region),
             k,
+            agg=agg,
+            expand=expand,
+            alpha=alpha,
             where=where,
             min_score=min_score,
             unique=unique,
@@ -193,15 +220,20 @@ class Index:
             nprobe=nprobe,
         )
 
-    def ask(self, queries: Sequence[Query], *, region: Region | None = None) -> Question:
+    def ask(
+        self, queries: Sequence[Query], *, weights: Sequence[float] | None = None, region: Regions = None
+    ) -> Question:
         """Make some queries ready to be answered together; arguments and errors as `search`."""
-        return ask(self.snapshot, queries, lambda: self.encoder, region=region)
+        return ask(self.snapshot, queries, lambda: self.encoder, weights=weights, region=region)
 
     def answer(
         self,
         question: Question,
         k: int = 10,
         *,
+        agg: Aggregation = "mean",
+        expand: int = 0,
+        alpha: float = ALPHA,
         where: str | None = None,
         min_score: float | None = None,
         unique: bool = False,
@@ -211,29 +243,63 @@ class Index:
         nprobe: int | None = None,
     ) -> list[Hit]:
         """Return the photos nearest to a question; arguments and errors as `search`."""
-        if k < 1:
-            raise ArgumentError(f"k must be at least 1, not {k}")
-        allowed = None if where is None else self.snapshot.where(where)
-        left_out = () if include_self else question.ids
-        wanted = k + len(left_out)
-        most = len(self) if allowed is None else len(allowed)
-        while True:
-            ids, scores = self._searcher.search(
-                question.descriptor[None], wanted, allowed=allowed, exact=exact, nprobe=nprobe
-            )
-            good = (ids[0] >= 0) & ~np.isin(ids[0], left_out)
-            if min_score is not None:
-                good &= scores[0] >= min_score
-            found, score = ids[0][good], scores[0][good]
-            if existing:
-                here = [photo.path.exists() for photo in self.snapshot.photos(found)]
-                found, score = found[here], score[here]
-            if unique:
-                first = self._first_of_each(found)
-                found, score = found[first], score[first]
-            if len(found) >= k or wanted >= most or (min_score is not None and scores[0][-1] < min_score):
-                return self._hits(found[:k], score[:k])
-            wanted = min(4 * wanted, most)
+        found = answer(
+            self._searcher,
+            question,
+            k,
+            agg=agg,
+            expansion=expand,
+            alpha=alpha,
+            where=where,
+            filters=Filters(min_score=min_score, unique=unique, existing=existing),
+            include_self=include_self,
+            exact=exact,
+            nprobe=nprobe,
+        )
+        return self._hits(*found)
+
+    def rerank(
+        self,
+        question: Question,
+        hits: Sequence[Hit],
+        *,
+        count: int | None = None,
+        features: FeatureSpec | None = None,
+        matching: MatchSpec | None = None,
+        geometry: GeometryKind | None = "homography",
+        cache: Path | None = None,
+        watch: Watch | None = None,
+    ) -> list[Reranked]:
+        """Order hits anew by how well their patches match; arguments and errors as `reranking.rerank`.
+
+        Features are kept in memory for the next question, as far as 1 GiB goes.
+
+        Args:
+            question: what was asked.
+            hits: what was found, best first.
+            count: how many of them to compare.
+            features: which local descriptors are compared.
+            matching: which matches are kept.
+            geometry: what the matches have to agree on; None: nothing.
+            cache: features are also kept beside this .h5 file, see `dinov2kit.feature_cache`.
+            watch: called with the stage of the work.
+        """
+        from .reranking import open_photos, rerank  # torch: only when images are matched
+
+        if cache not in self._photos:
+            self._photos[cache] = open_photos(self.encoder, cache)
+        encoder, photos = self._photos[cache]
+        return rerank(
+            encoder,
+            question,
+            hits,
+            count=count,
+            photos=photos,
+            features=features,
+            matching=matching,
+            geometry=geometry,
+            watch=watch,
+        )
 
     def photos(self, ids: Int[np.ndarray, " n"]) -> list[Photo]:
         """Return what is known of items, in the order of `ids`."""
@@ -247,15 +313,6 @@ class Index:
     def _searcher(self) -> Searcher:
         return Searcher(self.snapshot)
 
-    def _first_of_each(self, ids: Int64[np.ndarray, " n"]) -> list[int]:
-        """Return the places of the photos that are no near-duplicate of one before them."""
-        rows = self.snapshot.descriptors(ids).astype(np.float32)
-        kept: list[int] = []
-        for place in range(len(ids)):
-            if not kept or float((rows[kept] @ rows[place]).max()) < NEAR_DUPLICATE:
-                kept.append(place)
-        return kept
-
     def _hits(self, ids: Int64[np.ndarray, " n"], scores: np.ndarray) -> list[Hit]:
         photos = self.snapshot.photos(ids)
         return [
@@ -266,7 +323,7 @@ class Index:
                 photo.width,
                 photo.height,
                 photo.taken_at,
-                gone=not photo.path.exists(),
+                gone=not is_there(photo.path),
             )
             for photo, score in zip(photos, scores, strict=True)
         ]

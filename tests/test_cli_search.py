@@ -1,8 +1,12 @@
 """`dinokit search`: every output for people and for programs, and how bad questions end."""
 
+import csv
+import io
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +14,14 @@ import pytest
 from click.testing import Result
 from colour_encoder import ColourEncoder, paint
 from PIL import Image
+from pixel_encoder import PixelEncoder
 from typer.testing import CliRunner
 
 from dinov2kit.cli import console
 from dinov2kit.cli.app import app
-from dinov2kit.cli.search import parse_region
+from dinov2kit.cli.search import parse_region, parse_weighted
 from dinov2kit.errors import ArgumentError
+from dinov2kit.features import Features, FeatureSpec
 from dinov2kit.indexes import index_photos
 from dinov2kit.views import Region
 
@@ -78,12 +84,15 @@ def test_json_is_one_document_with_stable_keys(folder):
         "items",
         "query",
         "query_ids",
+        "not",
+        "agg",
         "seconds",
         "hits",
     ]
     assert document["schema"] == "dinokit.search/1"
     assert document["index"] == str(folder.parent / "ix")
     assert (document["model"], document["items"], document["query"]) == ("colour", 5, ["red.png"])
+    assert (document["not"], document["agg"]) == ([], "mean")
     assert [Path(hit["path"]).name for hit in document["hits"]] == by_cosine("red.png")[:2]
     assert list(document["hits"][0]) == ["id", "score", "path", "width", "height", "taken_at", "gone"]
     own = search(f"id:{document['query_ids'][0]}", "-k", "2", "--json", "--quiet")
@@ -214,7 +223,7 @@ def test_a_montage_goes_on_where_a_file_is_gone(folder, tmp_path):
         (["red.png", "--montage", "m.txt"], console.USAGE, ".txt"),
         (["red.png", "--montage", "no/such/m.jpg"], console.USAGE, "no/such"),
         (["red.png", "-k", "0"], console.USAGE, "'-k'"),
-        ([], console.USAGE, "QUERY"),
+        ([], console.USAGE, "there is no QUERY"),
     ],
 )
 def test_bad_questions_are_one_clear_error(folder, arguments, code, said):
@@ -222,6 +231,37 @@ def test_bad_questions_are_one_clear_error(folder, arguments, code, said):
     assert result.exit_code == code
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_questions_that_make_no_sense_are_refused_before_they_are_answered(folder):
+    for arguments, code, said in [
+        (["--text", "a red car"], console.USAGE, "DINOv2 has no text encoder"),
+        (["http://example.org/a.jpg"], console.USAGE, "dinokit fetches nothing"),
+        (["red.png", "--not", "2:HTTPS://example.org/a.jpg"], console.USAGE, "dinokit fetches nothing"),
+        (["2:nowhere.png"], console.INPUT, "no such image or folder: nowhere.png"),
+        (["0:red.png"], console.USAGE, "a weight is 0"),
+        (["red.png", "--not", "red.png"], console.USAGE, "cancel each other out"),
+        (["red.png", "blue.png", "--agg", "median"], console.USAGE, "unknown aggregation 'median'"),
+        (["red.png", "2:blue.png", "--agg", "max"], console.USAGE, "not with 'max'"),
+        (["red.png", "--agg", "min", "--expand", "3"], console.USAGE, "not with 'min'"),
+        (["red.png", "--expand", "-1"], console.USAGE, "'--expand'"),
+        (["red.png", "--rerank", "3", "--geom", "plane"], console.USAGE, "unknown geometry 'plane'"),
+        (["red.png", "--rerank", "3"], console.USAGE, "has none"),
+        (["red.png", "--cache", "x.h5"], console.USAGE, "there is no --rerank"),
+        (["red.png", "--csv", "--json"], console.USAGE, "exclude each other"),
+        (["red.png", "blue.png", "--each", "--copy-to", "new"], console.USAGE, "show one answer"),
+        (["red.png", "--copy-to", "new", "--symlink-to", "other"], console.USAGE, "exclude each other"),
+        (["red.png", "--copy-to", "."], console.USAGE, "holds files already"),
+        (["red.png", "--copy-to", "red.png"], console.USAGE, "red.png is a file"),
+        (["red.png", "--symlink-to", "no/such"], console.USAGE, "there is no folder no"),
+        (["--vector", "red.png"], console.USAGE, "it is no .npy file"),
+        (["--vector", "nowhere.npy"], console.USAGE, "nowhere.npy: No such file"),
+        (["red.png", "--region", "0,0,9,9", "--region", "0,0,9,9"], console.USAGE, "2 --region and 1 QUERY"),
+    ]:
+        result = search(*arguments, env={"COLUMNS": "200"})
+        assert (result.exit_code, result.stdout) == (code, ""), arguments
+        assert said in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_a_model_that_is_not_that_of_the_index_is_exit_6(folder, monkeypatch):
@@ -235,6 +275,204 @@ def test_a_model_that_is_not_that_of_the_index_is_exit_6(folder, monkeypatch):
     result = search("outside.png")
     assert result.exit_code == console.INDEX
     assert "other" in result.stderr
+
+
+def paths(*arguments: object, **settings: object) -> list[str]:
+    result = search(*arguments, "-f", **settings)
+    assert result.exit_code == 0, result.stderr
+    return [Path(line).name for line in result.stdout.splitlines()]
+
+
+def test_weights_and_negative_photos_are_written_beside_the_name(folder):
+    """Violet is much blue and some red: without blue it is red; with red counted often it is red as well."""
+    assert paths("violet.png", "-k", "1") == ["blue.png"]
+    assert paths("violet.png", "--not", "0.9:blue.png", "-k", "1") == ["red.png"]
+    assert paths("violet.png", "5:red.png", "-k", "1") == ["orange.png"]
+    number = json.loads(search("red.png", "--json", "-q").stdout)["query_ids"][0]
+    assert paths("violet.png", f"5:id:{number}", "-k", "1") == ["orange.png"]
+    answer = json.loads(search("violet.png", "--not", "0.9:blue.png", "--json", "-q").stdout)
+    assert (answer["query"], answer["not"], len(answer["query_ids"])) == (["violet.png"], ["0.9:blue.png"], 1)
+    assert "blue.png" not in [Path(hit["path"]).name for hit in answer["hits"]]
+    each = [
+        json.loads(line)
+        for line in search(
+            "red.png", "violet.png", "--not", "blue.png", "--each", "--jsonl", "-q"
+        ).stdout.splitlines()
+    ]
+    assert [line["query"] for line in each] == [["red.png"], ["violet.png"]]
+    assert all(line["not"] == ["blue.png"] and len(line["hits"]) == 3 for line in each)
+    assert paths("--not", "red.png", "-k", "1") == ["blue.png"]  # the least alike
+
+
+def test_a_name_that_looks_like_a_weight_is_a_file_if_there_is_one(folder):
+    paint(folder / "2:red.png", COLOURS["green.png"])
+    assert parse_weighted("2:red.png") == ("2:red.png", 1.0)
+    assert parse_weighted("3:red.png") == ("red.png", 3.0)
+    assert parse_weighted("0.25:a:b.png") == ("a:b.png", 0.25)
+    for plain in ("red.png", "id:3", "c:red.png", "-1:red.png", "2:", "-"):
+        assert parse_weighted(plain) == (plain, 1.0)
+    assert paths("2:red.png", "-k", "1") == ["green.png"]
+
+
+def test_several_queries_count_together_as_asked(folder):
+    pair = ("red.png", "blue.png")
+    for agg, best in (("max", max), ("min", min)):
+        rest = {name: best(cosine(query, name) for query in pair) for name in COLOURS if name not in pair}
+        lines = search(*pair, "--agg", agg).stdout.splitlines()
+        assert [Path(line.split("\t")[1]).name for line in lines] == sorted(
+            rest, key=lambda name: -rest[name]
+        )
+        assert float(lines[0].split("\t")[0]) == pytest.approx(max(rest.values()), abs=1e-3)
+    answer = json.loads(search(*pair, "--agg", "rrf", "--json", "-q").stdout)
+    assert answer["agg"] == "rrf"
+    ranks = [[name for name in by_cosine(query) if name not in pair] for query in pair]
+    shares = {name: sum(1 / (61 + order.index(name)) for order in ranks) for name in ranks[0]}
+    assert {Path(hit["path"]).name: hit["score"] for hit in answer["hits"]} == pytest.approx(shares, abs=1e-6)
+
+
+def test_expansion_reaches_the_search(folder):
+    plain, expanded = (json.loads(search("red.png", "--expand", n, "--json", "-q").stdout) for n in (0, 2))
+    first, second = (np.array(COLOURS[name], float) for name in by_cosine("red.png")[:2])
+    query = np.array(COLOURS["red.png"], float)
+    rows = [row / np.linalg.norm(row) for row in (query, first, second)]
+    total = rows[0] + sum((rows[0] @ row) ** 3 * row for row in rows[1:])
+    assert expanded["hits"][0]["score"] == pytest.approx(rows[1] @ total / np.linalg.norm(total), abs=1e-3)
+    assert expanded["hits"][0]["score"] > plain["hits"][0]["score"]
+
+
+def test_descriptors_are_asked_from_a_file_and_nothing_heavy_is_loaded(folder):
+    np.save(folder.parent / "green.npy", np.array(COLOURS["green.png"], np.float32))
+    np.save(folder.parent / "two.npy", np.array([COLOURS["green.png"], COLOURS["blue.png"]], np.float32))
+    assert paths("--vector", folder.parent / "green.npy", "-k", "2") == ["green.png", "orange.png"]
+    lines = search("--vector", folder.parent / "two.npy", "--each", "-k", "1", "-q").stdout.splitlines()
+    rows = [line.split("\t") for line in lines]
+    two = folder.parent / "two.npy"
+    assert [(Path(path).name, asked) for _, path, asked in rows] == [
+        ("green.png", f"{two}[0]"),
+        ("blue.png", f"{two}[1]"),
+    ]
+    program = (
+        "import sys\nfrom dinov2kit.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print([name for name in ('torch', 'cv2', 'transformers') if name in sys.modules], file=sys.stderr)"
+    )
+    asked = ["--vector", str(folder.parent / "green.npy"), "id:1", "--not", "id:2", "--expand", "1", "-q"]
+    command = [sys.executable, "-c", program, "search", *asked]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stderr.strip() == "[]"
+    assert run.stdout
+
+
+def test_each_query_has_its_own_region(folder):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, :40], pixels[:, 40:] = COLOURS["green.png"], COLOURS["blue.png"]
+    Image.fromarray(pixels).save(folder / "half.png")
+    asked = ("half.png", "half.png", "--each", "-k", "1")
+    assert paths(*asked, "--region", "0,0,40,40", "--region", "0.5,0,0.5,1") == ["green.png", "blue.png"]
+    assert paths(*asked, "--region", "0,0,40,40", "--not", "red.png") == ["green.png"] * 2
+
+
+def test_csv_is_a_table_with_names(folder):
+    rows = list(csv.DictReader(io.StringIO(search("red.png", "--csv").stdout)))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    assert [Path(row["path"]).name for row in rows] == by_cosine("red.png")
+    assert list(rows[0]) == ["rank", "id", "score", "path", "width", "height", "taken_at", "gone"]
+    assert (rows[0]["gone"], rows[0]["taken_at"], rows[0]["width"]) == ("false", "", "40")
+    rows = list(
+        csv.DictReader(io.StringIO(search("red.png", "blue.png", "--each", "--csv", "-k", "1").stdout))
+    )
+    assert [(row["query"], Path(row["path"]).name) for row in rows] == [
+        ("red.png", by_cosine("red.png")[0]),
+        ("blue.png", "violet.png"),
+    ]
+    assert search("red.png", "--csv", "--min-score", "1.1").stdout == ""
+
+
+def test_nothing_found_is_an_error_only_when_that_is_asked_for(folder):
+    assert search("red.png", "--min-score", "1.1").exit_code == 0
+    assert search("red.png", "--min-score", "1.1", "--fail-if-empty").exit_code == console.FAILURE
+    assert search("red.png", "--fail-if-empty").exit_code == 0
+
+
+def test_photos_are_copied_or_linked_by_rank_and_what_is_gone_is_said(folder, tmp_path):
+    order = by_cosine("red.png")
+    (folder / order[1]).unlink()
+    result = search("red.png", "--copy-to", tmp_path / "new", "--json")
+    gathered = json.loads(result.stdout)["gathered"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        f"{rank:02}-{name}" for rank, name in enumerate(order, 1) if rank != 2
+    ]
+    assert (tmp_path / "new" / f"01-{order[0]}").read_bytes() == (folder / order[0]).read_bytes()
+    assert [Path(one["to"]).name[:3] for one in gathered["written"]] == ["01-", "03-", "04-"]
+    assert [Path(one["path"]).name for one in gathered["failed"]] == [order[1]]
+    assert f"warning: {folder / order[1]}:" in result.stderr
+    assert f"3 photos in {tmp_path / 'new'}" in result.stderr
+    assert search("red.png", "--copy-to", tmp_path / "new").exit_code == console.USAGE
+    search("red.png", "--symlink-to", tmp_path / "links", "-k", "1")
+    (link,) = (tmp_path / "links").iterdir()
+    assert link.readlink() == folder / order[0]
+
+
+class PatchyEncoder(ColourEncoder):
+    """Describes an image by its mean colour, and its patches by their pixels."""
+
+    def encode(self, source: Path, spec: FeatureSpec | None = None) -> Features:
+        return PixelEncoder().encode(source, spec)
+
+
+@pytest.fixture
+def scenes(tmp_path, monkeypatch) -> Path:
+    """A photo, itself moved, and two others whose mean colours are nearer to it than that of its own copy."""
+    monkeypatch.setenv("DINOKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("dinov2kit.encoder.Encoder", PatchyEncoder)
+    (tmp_path / "photos").mkdir()
+    grey = np.array([90, 90, 90])
+    random = np.random.default_rng(0)
+    scene = random.integers(0, 120, (84, 140, 3)) + grey
+    views = {"a.png": scene[:, :112], "moved.png": scene[:, 28:] + [0, 0, 9]}
+    views |= {f"other{number}.png": random.integers(0, 120, (84, 112, 3)) + grey for number in range(2)}
+    for name, pixels in views.items():
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / name)
+    index_photos(tmp_path / "ix", [tmp_path / "photos"], encoder=PatchyEncoder())
+    monkeypatch.chdir(tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def test_reranking_brings_the_same_scene_to_the_top_and_says_what_it_saw(scenes, monkeypatch):
+    assert paths("a.png")[-1] == "moved.png"
+    assert paths("a.png", "--rerank", "10")[0] == "moved.png"
+    assert paths("a.png", "--rerank", "10", "-k", "1") == ["moved.png"]
+    assert paths("a.png", "--rerank", "2")[-1] == "moved.png"
+    plain = json.loads(search("a.png", "--json", "-q").stdout)["hits"]
+    hits = json.loads(search("a.png", "--rerank", "10", "--json", "-q").stdout)["hits"]
+    by_id = {hit["id"]: hit for hit in plain}
+    for hit in hits:
+        assert by_id[hit["id"]].items() <= hit.items()
+    assert hits[0]["inliers"] == 36  # six rows and six of eight columns are seen by both
+    assert hits[0]["rerank_score"] > hits[1]["rerank_score"]
+    assert (
+        json.loads(search("a.png", "--rerank", "9", "--geom", "none", "--json", "-q").stdout)["hits"][0][
+            "inliers"
+        ]
+        is None
+    )
+    monkeypatch.setattr(console, "on_terminal", lambda: True)
+    lines = search("a.png", "--rerank", "10", env={"COLUMNS": "160"}).stdout.splitlines()
+    assert lines[0].split() == ["#", "inliers", "matches", "score", "photo", "size", "taken"]
+    assert lines[1].split()[:2] == ["1", "36"]
+
+
+def test_what_reranking_encodes_can_be_kept_and_what_it_cannot_read_is_said(scenes, tmp_path):
+    first = search("a.png", "--rerank", "9", "--cache", tmp_path / "patches.h5", "-f").stdout
+    entries = list((tmp_path / "patches.h5.parts").rglob("*.h5"))
+    assert len(entries) == 4
+    assert search("a.png", "--rerank", "9", "--cache", tmp_path / "patches.h5", "-f").stdout == first
+    (scenes / "moved.png").unlink()
+    result = search("a.png", "--rerank", "9", "--csv")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert Path(rows[-1]["path"]).name == "moved.png"
+    assert (rows[-1]["note"], rows[-1]["rerank_score"]) == ("the file is gone", "")
+    assert f"not compared: {scenes / 'moved.png'}: the file is gone" in result.stderr
 
 
 def test_a_region_is_read_in_pixels_or_in_shares():
