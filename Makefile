@@ -27,10 +27,12 @@ demo: which-model $(READY) $(if $(OWN),examples/photos)  ## index, search and ma
 	@mkdir -p .demo
 	$(BIN)/dinokit index '$(PHOTOS)' -i $(INDEX) --model $(MODEL)
 	$(BIN)/dinokit search '$(QUERY)' -k 7 -i $(INDEX) --montage .demo/search.jpg --html .demo/search.html
+	$(BIN)/dinokit dedup -i $(INDEX) --flips --html .demo/copies.html --overwrite
 	$(BIN)/dinokit match $(PAIR) --model $(MODEL) --draw .demo/match.png --overwrite
 	$(BIN)/dinokit pca $(PAIR) --model $(MODEL) --mask none --out .demo/pca.png --overwrite
 	@echo
 	@echo "Photos like $(notdir $(QUERY)):  .demo/search.jpg and, as a page, .demo/search.html"
+	@echo "Copies of each other, nothing is removed:  .demo/copies.html"
 	@echo "The same places in two photos:  .demo/match.png; the same parts in the same colours:  .demo/pca.png"
 
 which-model:
@@ -55,8 +57,8 @@ wheel-test: $(READY)  ## build the wheel, install it outside the checkout, run t
 	cd $(WHEEL) && venv/bin/python -c "import dinov2kit; assert 'site-packages' in dinov2kit.__file__"
 	cd $(WHEEL) && venv/bin/$(PYTEST)
 
-bench: $(READY)  ## measure what docs/results.md reports (about 15 minutes)
-	for name in embedding search incremental crash "matching cost"; do set -- $$name; $(BIN)/python benchmarks/$$1.py $$2 || exit 1; done
+bench: $(READY)  ## measure what docs/results.md reports (about 25 minutes)
+	for name in embedding search incremental crash "matching cost" allpairs curation "ray_index --photos examples/photos"; do set -- $$name; f=$$1; shift; $(BIN)/python benchmarks/$$f.py "$$@" || exit 1; done
 
 clean:  ## remove what these commands made
 	rm -rf .venv .demo build dist examples/photos *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

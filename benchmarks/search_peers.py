@@ -4,11 +4,11 @@
     python benchmarks/search_peers.py speed [--n 1000000] [--memory 512000000]
 
 `budget`: the automatic index beside the choice of autofaiss for the same memory. autofaiss 2.18 does not run
-with faiss 1.15, so it builds its index in an environment of its own: `pip install --no-deps autofaiss
-embedding_reader fire termcolor pandas pyarrow fsspec tqdm numpy faiss-cpu==1.12.0 …`, named by --autofaiss; it is
-searched here. `speed`: queries per second at the least setting whose recall@10 is 0.95 or better, beside faiss
-HNSW32 and usearch (`pip install usearch`). The vectors are those of benchmarks/search.py, the queries are not in
-the index.
+with faiss 1.15, so an environment of its own, named by --autofaiss, builds that index; it is searched here:
+`pip install --no-deps autofaiss embedding_reader fire termcolor pandas pyarrow fsspec tqdm numpy`, `pip
+install faiss-cpu==1.12.0`. `speed`: queries per second at the least setting whose recall@10 is 0.95 or more,
+beside faiss HNSW32 and usearch (`pip install usearch`). The vectors are those of benchmarks/search.py, the
+queries are not in the index.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-
 AUTOFAISS = """
 import contextlib, json, sys, time
 import autofaiss, numpy
@@ -27,8 +26,9 @@ folder, memory, threads = sys.argv[1:]
 started = time.perf_counter()
 with contextlib.redirect_stdout(sys.stderr):
     autofaiss.build_index(
-        numpy.load(f"{folder}/rows.npy"), index_path=f"{folder}/index", index_infos_path=f"{folder}/said.json",
-        max_index_memory_usage=memory, nb_cores=int(threads), metric_type="ip",
+        numpy.load(f"{folder}/rows.npy"), index_path=f"{folder}/index",
+        index_infos_path=f"{folder}/said.json", max_index_memory_usage=memory,
+        nb_cores=int(threads), metric_type="ip",
     )
 said = json.load(open(f"{folder}/said.json"))
 print(json.dumps({**said, "seconds": time.perf_counter() - started}, default=str))

@@ -14,6 +14,8 @@ from . import (
     adapt,
     completion,
     console,
+    curate,
+    dedup,
     doctor,
     embed,
     evaluation,
@@ -24,6 +26,7 @@ from . import (
     pca,
     search,
     store,
+    transfer,
 )
 
 
@@ -74,7 +77,7 @@ def root(
 
 
 for _module in (
-    *(index, search, store, match, pca, embed, adapt, evaluation, models),
+    *(index, search, dedup, curate, store, transfer, match, pca, embed, adapt, evaluation, models),
     *(doctor, completion),
 ):
     _module.register(app)

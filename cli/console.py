@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -110,3 +110,19 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
     )
     with bars:
         yield bars
+
+
+def show_stages(bars: Progress) -> Callable[[str, int, int | None], None]:
+    """Return a callback that shows the stage of the work, how far it is and how fast it goes."""
+    task = bars.add_task("Starting", total=None, note="")
+    stages = ["Starting"]
+
+    def show(stage: str, done: int, total: int | None) -> None:
+        if stage != stages[-1]:
+            stages.append(stage)
+            bars.reset(task, description=stage, total=total)
+        speed = bars.tasks[0].speed
+        note = f"{speed:,.0f}/s" if speed and total else ""
+        bars.update(task, completed=done, total=total, note=note)
+
+    return show

@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 
 from . import console, options
-from .index import _watch as show_stages
 
 if TYPE_CHECKING:
     from dinov2kit.indexes import CurateReport
@@ -198,7 +197,7 @@ def curate(
             fresh=not resume,
             exact=exact or None,
             rules=rules,
-            watch=show_stages(bars),
+            watch=console.show_stages(bars),
         )
     if as_json:
         console.emit_json("curate/1", done.to_json())

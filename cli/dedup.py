@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from . import console, dedup_apply, options
-from .index import _watch as show_stages
 
 if TYPE_CHECKING:
     from typer import Context
@@ -128,7 +127,7 @@ def dedup(
         workers = default_workers() if workers < 0 else workers
         if not quiet and (cost := expect_dedup(snapshot, rules, workers=workers)):
             console.say(cost)
-        found = find_duplicates(snapshot, rules, workers=workers, work=work, watch=show_stages(bars))
+        found = find_duplicates(snapshot, rules, workers=workers, work=work, watch=console.show_stages(bars))
     if plan is not None:
         write_plan(plan, found.to_plan(), overwrite=overwrite)
     if html is not None:
@@ -223,13 +222,17 @@ def _say_what_was_found(found: Duplicates, written: list[Path], *, planned: Path
             console.say(f"{count:,} {words}, which are no copies")
     size = f"{found.reclaimable / 1e6:,.1f} MB"
     console.say(
-        f"{found.copies:,} copies of {len(found.groups):,} photos, {size}"
+        f"{found.copies:,} {'copy' if found.copies == 1 else 'copies'} of {_photos(len(found.groups))}, {size}"
         f" ({found.photos:,} photos compared, {found.seconds:,.1f} s)"
     )
     for path in written:
         console.say(f"wrote {path}")
     if planned is not None and found.groups:
         console.say(f"look at it, then: dinokit dedup apply {planned}")
+
+
+def _photos(count: int) -> str:
+    return f"{count:,} photo" + "s" * (count != 1)
 
 
 def register(root: typer.Typer) -> None:

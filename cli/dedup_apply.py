@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from . import console, options
-from .index import _watch as show_stages
 from .index import stoppable
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def apply(
             action=action,
             quarantine=quarantine,
             dry_run=dry_run,
-            watch=show_stages(bars),
+            watch=console.show_stages(bars),
             stop=stop,
         )
     if as_json:
@@ -108,7 +107,7 @@ def undo(
     if log.left:
         _ask(f"{log.left:,} files that were {DOING[log.action]} come back.", yes=yes)
     with console.progress(quiet=quiet) as bars, stoppable() as stop:
-        report = undo_run(log.run, watch=show_stages(bars), stop=stop)
+        report = undo_run(log.run, watch=console.show_stages(bars), stop=stop)
     if as_json:
         console.emit_json("dedup-undo/1", report.to_json())
     else:
@@ -154,7 +153,9 @@ def calibrate(
         Index.open(index, model=model, device=device, precision=precision) as opened,
         console.progress(quiet=quiet) as bars,
     ):
-        found = calibrate(opened, photos=photos, seed=seed, precision=min_precision, watch=show_stages(bars))
+        found = calibrate(
+            opened, photos=photos, seed=seed, precision=min_precision, watch=console.show_stages(bars)
+        )
     if as_json:
         console.emit_json("dedup-calibration/1", found.to_json())
     else:

@@ -17,7 +17,6 @@ import typer
 from . import console, options
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
 
     from dinov2kit.indexes import IndexRun, RayEngine, UpdatePlan
 
@@ -180,7 +179,7 @@ def index(
             in_place=in_place,
             if_stale=if_stale,
             wait=wait,
-            watch=_watch(bars),
+            watch=console.show_stages(bars),
             stop=stop,
             engine=elsewhere,
         )
@@ -233,22 +232,6 @@ def _read_list(source: str, *, null: bool) -> frozenset[Path]:
     names = content.split(b"\0" if null else b"\n")
     stripped = [name if null else name.removesuffix(b"\r") for name in names]
     return frozenset(Path(os.path.abspath(os.fsdecode(name))) for name in stripped if name)  # noqa: PTH100
-
-
-def _watch(bars: Progress) -> Callable[[str, int, int | None], None]:
-    """Return a callback that shows the stage of the work, how far it is and how fast it goes."""
-    task = bars.add_task("Starting", total=None, note="")
-    stages = ["Starting"]
-
-    def show(stage: str, done: int, total: int | None) -> None:
-        if stage != stages[-1]:
-            stages.append(stage)
-            bars.reset(task, description=stage, total=total)
-        speed = bars.tasks[0].speed
-        note = f"{speed:,.0f}/s" if speed and total else ""
-        bars.update(task, completed=done, total=total, note=note)
-
-    return show
 
 
 def _show_run(run: IndexRun) -> None:

@@ -31,12 +31,11 @@ def import_(
     from dinov2kit.indexes import import_descriptors
 
     with console.progress(quiet=quiet) as bars:
-        task = bars.add_task("Reading", total=None, note=source.name)
         done = import_descriptors(
             index,
             source,
             name=name,
-            watch=lambda stage, n, total: bars.update(task, description=stage, completed=n, total=total),
+            watch=console.show_stages(bars),
         )
     if as_json:
         facts = {"items": done.items, "absent": done.absent, "model": done.model}
@@ -74,13 +73,12 @@ def merge(
     from dinov2kit.indexes import merge_indexes
 
     with console.progress(quiet=quiet) as bars:
-        task = bars.add_task("Merging", total=None, note=out.name)
         done = merge_indexes(
             sources,
             out,
             lean=lean or None,
             memory=memory,
-            watch=lambda stage, n, total: bars.update(task, description=stage, completed=n, total=total),
+            watch=console.show_stages(bars),
         )
     if as_json:
         facts = {"items": done.items, "dropped": done.dropped, "lean": done.lean}

@@ -109,6 +109,8 @@ def image_digest(path: Path) -> str:
     try:
         with open_content(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except ImageError as error:
+        raise ImageError(f"cannot read {path}: {error.message}", hint=error.hint) from error
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
 

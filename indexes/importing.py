@@ -75,9 +75,9 @@ def import_descriptors(
     Args:
         directory: the index.
         source: ``.parquet`` with the columns `path` and `descriptor`, or ``X.npy`` beside ``X.jsonl`` (an
-            object with `path` per row) or ``X.npy.json`` (`paths`), as `export_npy` and `dinokit embed` write
-            them. Relative paths begin at the current folder. `width`, `height`, `bytes`, `mtime_ns`, `taken_at`
-            and `hash` (of the content) are taken where given.
+            object with `path` per row) or ``X.npy.json`` (`paths`), as `export_npy` and `dinokit embed` do.
+            Relative paths begin at the current folder. Taken where given: `width`, `height`, `bytes`,
+            `mtime_ns`, `taken_at` and `hash` (of the content).
         name: of the model, where the file does not say it; images cannot be described with it.
         watch: called with the stage of the work.
 

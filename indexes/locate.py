@@ -22,6 +22,7 @@ from dinov2kit.errors import ArgumentError, StoreMissing
 from .layout import Layout, write_durably
 
 BESIDE = ".dinokit"  # an index inside the folder that it scans
+_NAMED = 5  # of several indexes
 
 
 def find_index(index: Path | None = None, *, start: Path | None = None) -> Path:
@@ -49,8 +50,8 @@ def find_index(index: Path | None = None, *, start: Path | None = None) -> Path:
         raise StoreMissing("there is no index yet", hint="make one with: dinokit index PHOTOS")
     if len(known) > 1:
         listed = "; ".join(
-            f"{directory} ({', '.join(map(str, roots))})" for directory, roots in known.items()
-        )
+            f"{directory} ({', '.join(map(str, roots))})" for directory, roots in list(known.items())[:_NAMED]
+        ) + ("; …" if len(known) > _NAMED else "")
         raise ArgumentError(
             f"{len(known)} indexes are known, and none scans {here}: {listed}",
             hint="name one with -i DIR, or go into one of these folders",
