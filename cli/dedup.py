@@ -222,8 +222,8 @@ def _say_what_was_found(found: Duplicates, written: list[Path], *, planned: Path
             console.say(f"{count:,} {words}, which are no copies")
     size = f"{found.reclaimable / 1e6:,.1f} MB"
     console.say(
-        f"{found.copies:,} {'copy' if found.copies == 1 else 'copies'} of {_photos(len(found.groups))}, {size}"
-        f" ({found.photos:,} photos compared, {found.seconds:,.1f} s)"
+        f"{found.copies:,} {'copy' if found.copies == 1 else 'copies'} of {_photos(len(found.groups))},"
+        f" {size} ({found.photos:,} photos compared, {found.seconds:,.1f} s)"
     )
     for path in written:
         console.say(f"wrote {path}")

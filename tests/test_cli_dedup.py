@@ -49,7 +49,7 @@ def test_a_pipe_gets_a_line_per_photo_and_people_get_a_word_on_stderr(folder):
     assert 0.99 < float(rows[2][2]) <= 1
     assert rows[2][4].startswith("phash ")
     assert "4 items" in result.stderr  # what it costs
-    assert "2 copies of 1 photos" in result.stderr
+    assert "2 copies of 1 photo, " in result.stderr
     assert dedup("--workers", 0, "--quiet").stderr == ""
 
 
