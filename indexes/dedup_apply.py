@@ -24,10 +24,11 @@ from .dedup_log import Deed, RunLog, one_at_a_time
 from .dedup_plan import DedupPlan, PlannedFile, PlannedGroup, Removal, path_facts
 from .facts import read_facts
 from .layout import sync_folder
-from .quarantine import clear_away, move_file, quarantine_place, run_folder
+from .quarantine import check_disk, clear_away, move_file, quarantine_place, run_folder
 from .records import Watch
 
 ACTIONS = ("quarantine", "hardlink", "symlink", "trash", "delete")
+_OTHER_DISK = "its keeper is on another disk"
 Inode = tuple[int, int]  # device and number: what a file is, whatever it is called
 
 
@@ -183,6 +184,7 @@ class _Run:
             if self._action == "quarantine":
                 named = self._quarantine
                 place = quarantine_place(planned.path, self.log.run, roots=self._roots, named=named)
+                check_disk(place, facts.st_dev)
             if not self._dry_run:
                 self._act(planned, facts, keeper, kept, place)
         except ImageError as error:
@@ -202,6 +204,8 @@ class _Run:
         facts = _as_planned(removal.file, "it", follow=False)
         if _inode(facts) == _inode(kept):
             raise ImageError("it is the keeper itself under another name")
+        if self._action == "hardlink" and facts.st_dev != kept.st_dev:
+            raise ImageError(_OTHER_DISK)
         if (number := self._keepers.get(_inode(facts))) is not None:
             raise ImageError(f"it is the keeper of group {number}")
         return facts, kept
@@ -250,9 +254,8 @@ def _without_move(action: str, deed: Deed, run: str, kept: os.stat_result) -> No
             deed.path.unlink()
             sync_folder(deed.path.parent)
     except OSError as error:
-        other_disk = error.errno == errno.EXDEV
-        why = "its keeper is on another disk" if other_disk else error.strerror or str(error)
-        raise ImageError(f"it cannot be removed: {why}") from error
+        why = f"it cannot be removed: {error.strerror or error}"
+        raise ImageError(_OTHER_DISK if error.errno == errno.EXDEV else why) from error
 
 
 def _replace_by_link(deed: Deed, temporary: Path, kept: os.stat_result, *, hard: bool) -> None:

@@ -32,6 +32,17 @@ def quarantine_place(path: Path, run: str, *, roots: Sequence[Path], named: Path
     return base / FOLDER / run / path.relative_to(base)
 
 
+def check_disk(place: Path, device: int) -> None:
+    """Refuse a place that a rename cannot reach from a device.
+
+    Raises:
+        ImageError: its nearest folder that exists lies on another device.
+    """
+    folder = next(folder for folder in place.parents if folder.exists())
+    if folder.stat().st_dev != device:
+        raise _elsewhere(place)
+
+
 def run_folder(place: Path) -> Path:
     """Return the folder of the run that a place in a quarantine belongs to."""
     return next(folder for folder in place.parents if folder.parent.name == FOLDER)
@@ -49,9 +60,7 @@ def move_file(source: Path, target: Path) -> None:
         move_durably(source, target)
     except OSError as error:
         if error.errno == errno.EXDEV:
-            raise ImageError(
-                f"{target.parent} is on another disk", hint="name a folder on the disk of the file"
-            ) from error
+            raise _elsewhere(target) from error
         raise ImageError(f"it cannot be moved: {error.strerror or error}") from error
 
 
@@ -62,3 +71,7 @@ def clear_away(place: Path) -> None:
             if FOLDER not in folder.parts:
                 return
             folder.rmdir()
+
+
+def _elsewhere(place: Path) -> ImageError:
+    return ImageError(f"{place.parent} is on another disk", hint="name a folder on the disk of the file")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 import types
 from dataclasses import replace
@@ -228,14 +229,24 @@ def test_a_move_that_the_system_refuses_leaves_everything_as_it_was(photos, monk
     assert not list(photos.rglob(FOLDER))
 
 
-def test_a_quarantine_on_a_real_other_disk_is_refused(photos):
-    other = Path("/dev/shm")
-    if not other.is_dir() or other.stat().st_dev == photos.stat().st_dev:
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_another_disk_is_refused_and_a_dry_run_says_so(photos, dry_run):
+    other = Path("/dev/shm") / f"dinokit-{os.getpid()}"
+    if not other.parent.is_dir() or other.parent.stat().st_dev == photos.stat().st_dev:
         pytest.skip("there is no second disk")
-    report = apply_plan(exact(photos), quarantine=other / f"dinokit-{os.getpid()}")
-    assert "is on another disk" in str(reasons(report)[0])
-    assert (photos / "sub/copy.jpg").read_bytes() == COPY
-    (other / f"dinokit-{os.getpid()}").rmdir()
+    report = apply_plan(exact(photos), quarantine=other, dry_run=dry_run)
+    assert "is on another disk (name a folder on the disk of the file)" in str(reasons(report)[0])
+    assert not other.exists()
+    keep = write(other / "keep.jpg", KEEP)
+    try:
+        plan = plan_of(group(1, keep, photos / "sub/copy.jpg"))
+        hard = apply_plan(plan, action="hardlink", dry_run=dry_run)
+        assert reasons(hard) == ["its keeper is on another disk"]
+        soft = apply_plan(plan, action="symlink", dry_run=dry_run)
+        assert reasons(soft) == [None]
+    finally:
+        shutil.rmtree(other)
+    assert (photos / "sub/copy.jpg").is_symlink() is not dry_run
 
 
 def test_an_unreadable_file_is_left_alone(photos, monkeypatch):
@@ -272,9 +283,7 @@ def test_a_link_that_cannot_be_made_loses_nothing(photos, monkeypatch, action):
     with monkeypatch.context() as patched:
         patched.setattr(Path, "hardlink_to", refuse)
         patched.setattr(Path, "symlink_to", refuse)
-        assert reasons(apply_plan(plan, action=action)) == [
-            "it cannot be removed: its keeper is on another disk"
-        ]
+        assert reasons(apply_plan(plan, action=action)) == ["its keeper is on another disk"]
     assert look(photos) == before
     monkeypatch.setattr(Path, "replace", refuse)
     assert apply_plan(plan, action=action).done == []

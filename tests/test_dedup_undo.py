@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_index import make_index
 from small_plan import MTIME, group, look, plan_of, write
 
 from dinov2kit.errors import ArgumentError, StoreLocked
@@ -19,7 +18,6 @@ from dinov2kit.indexes.dedup_log import RunLog, list_runs, log_folder, one_at_a_
 from dinov2kit.indexes.dedup_plan import DedupPlan, write_plan
 from dinov2kit.indexes.dedup_undo import UndoReport, undo_run
 from dinov2kit.indexes.quarantine import FOLDER
-from dinov2kit.indexes.store import Store
 
 COPY = b"pixels of a cat"
 RAW = os.fsdecode(b"sub/\xff\xfe.jpg")
@@ -47,12 +45,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def a_plan(photos: Path) -> DedupPlan:
-    index = make_index(photos.parent / "ix")
-    with Store.open(index) as store:
-        store.root_id(photos)
-        store.commit()
     copies = [photos / name for name in ("a.jpg", "sub/b.jpg", RAW)]
-    return plan_of(group(1, photos / "keep.jpg", *copies), index=index)
+    return plan_of(group(1, photos / "keep.jpg", *copies))
 
 
 def fates(report: UndoReport) -> list[str]:
@@ -115,9 +109,9 @@ def test_a_dangling_link_in_the_way_counts_as_something(photos):
     assert (photos / "a.jpg").is_symlink()
 
 
-def test_a_folder_that_went_meanwhile_is_made_again(photos):
+def test_a_folder_that_went_meanwhile_is_made_again(photos, tmp_path):
     before = look(photos)
-    apply_plan(a_plan(photos))
+    apply_plan(a_plan(photos), quarantine=tmp_path)
     (photos / "sub").rmdir()
     assert fates(undo_run()) == ["restored"] * 3
     assert look(photos) == before
