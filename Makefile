@@ -52,7 +52,7 @@ wheel-test: $(READY)  ## build the wheel, install it outside the checkout, run t
 	$(BIN)/python -m build --wheel >/dev/null
 	$(PYTHON) -m venv $(WHEEL)/venv
 	$(WHEEL)/venv/bin/python $(PIP) "$$(ls dist/*.whl)[$(EXTRA),dev]"
-	cp -r tests docs pyproject.toml *.md $(WHEEL)/
+	cp -r tests docs benchmarks pyproject.toml *.md $(WHEEL)/
 	mkdir $(WHEEL)/examples && cp examples/*.py $(WHEEL)/examples/
 	cd $(WHEEL) && venv/bin/python -c "import dinov2kit; assert 'site-packages' in dinov2kit.__file__"
 	cd $(WHEEL) && venv/bin/$(PYTEST)
