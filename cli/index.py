@@ -17,7 +17,6 @@ import typer
 from . import console, options
 
 if TYPE_CHECKING:
-
     from dinov2kit.indexes import IndexRun, RayEngine, UpdatePlan
 
 SHOWN_ERRORS = 20
