@@ -4,35 +4,25 @@
     python benchmarks/search_peers.py speed [--n 1000000] [--memory 512000000]
 
 `budget`: the automatic index beside the choice of autofaiss for the same memory. autofaiss 2.18 does not run
-with faiss 1.15, so an environment of its own, named by --autofaiss, builds that index; it is searched here:
-`pip install --no-deps autofaiss embedding_reader fire termcolor pandas pyarrow fsspec tqdm numpy`, `pip
-install faiss-cpu==1.12.0`. `speed`: queries per second at the least setting whose recall@10 is 0.95 or more,
-beside faiss HNSW32 and usearch (`pip install usearch`). The vectors are those of benchmarks/search.py, the
-queries are not in the index.
+with faiss 1.15, so an environment of its own, named by --autofaiss, says which index it chooses: `pip install
+--no-deps autofaiss embedding_reader fire termcolor pandas pyarrow fsspec tqdm numpy faiss-cpu==1.12.0`. It is
+built here, and looks at as many clusters as autofaiss allows: those for which one query takes 10 ms. `speed`:
+queries per second at the least setting whose recall@10 is 0.95 or more, beside faiss HNSW32 and usearch (`pip
+install usearch`). The vectors are those of benchmarks/search.py, the queries are not in the index.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
-AUTOFAISS = """
-import contextlib, json, sys, time
-import autofaiss, numpy
-folder, memory, threads = sys.argv[1:]
-started = time.perf_counter()
-with contextlib.redirect_stdout(sys.stderr):
-    autofaiss.build_index(
-        numpy.load(f"{folder}/rows.npy"), index_path=f"{folder}/index",
-        index_infos_path=f"{folder}/said.json", max_index_memory_usage=memory,
-        nb_cores=int(threads), metric_type="ip",
-    )
-said = json.load(open(f"{folder}/said.json"))
-print(json.dumps({**said, "seconds": time.perf_counter() - started}, default=str))
-"""
+CHOOSE = (
+    "import sys; from autofaiss.external.optimize import get_optimal_index_keys_v2 as choose;"
+    "print(choose(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])[0])"
+)
+QUERY_MS = 10.0  # the time for one query up to which autofaiss looks at more clusters
 
 
 def main() -> None:
@@ -108,24 +98,40 @@ def compare(rivals, queries, true) -> None:
 
 
 def beside_autofaiss(snapshot, options):
-    """Return the index that autofaiss builds for the same memory; its ids are places, ours begin with 1."""
+    """Return the index that autofaiss chooses for the same memory; its ids are places, ours begin with 1."""
     import faiss
     import numpy as np
 
     if options.autofaiss is None:
         print("name an interpreter that has autofaiss with --autofaiss")
         return []
-    with tempfile.TemporaryDirectory() as name:
-        rows = np.concatenate([some for _, some in snapshot.blocks()]).astype(np.float32)
-        np.save(f"{name}/rows.npy", rows)
-        memory = f"{options.memory // 10**6}MB"
-        command = [options.autofaiss, "-c", AUTOFAISS, name, memory, str(options.threads)]
-        said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        index = faiss.read_index(f"{name}/index")
-        nbytes = Path(f"{name}/index").stat().st_size
-    faiss.ParameterSpace().set_index_parameters(index, said["index_param"])
-    setting = f"{said['index_key']}, {said['index_param']}"
-    return [("autofaiss", setting, said["seconds"], nbytes, lambda q: index.search(q, 10)[1] + 1)]
+    memory = f"{options.memory // 10**6}MB"
+    command = [options.autofaiss, "-c", CHOOSE, str(options.n), str(options.dim), memory]
+    key = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+    started = time.perf_counter()
+    index = faiss.index_factory(options.dim, key, faiss.METRIC_INNER_PRODUCT)
+    ivf = faiss.extract_index_ivf(index)
+    rows = np.concatenate([some for _, some in snapshot.blocks()])
+    sample = np.sort(np.random.default_rng(0).choice(len(rows), min(len(rows), 64 * ivf.nlist), False))
+    index.train(rows[sample].astype(np.float32))
+    for start in range(0, len(rows), 65536):
+        index.add(rows[start : start + 65536].astype(np.float32))
+    seconds = time.perf_counter() - started
+    queries = rows[sample[:20]].astype(np.float32)
+    nprobe, nbytes = 1, len(faiss.serialize_index(index))
+    while 2 * nprobe <= ivf.nlist:
+        faiss.ParameterSpace().set_index_parameters(
+            index, f"nprobe={2 * nprobe},quantizer_efSearch={4 * nprobe}"
+        )
+        begun = time.perf_counter()
+        for query in queries:
+            index.search(query[None], 10)
+        if 1000 * (time.perf_counter() - begun) / len(queries) > QUERY_MS:
+            break
+        nprobe *= 2
+    parameters = f"nprobe={nprobe},quantizer_efSearch={2 * nprobe}"
+    faiss.ParameterSpace().set_index_parameters(index, parameters)
+    return [("autofaiss", f"{key}, {parameters}", seconds, nbytes, lambda q: index.search(q, 10)[1] + 1)]
 
 
 def beside_graphs(snapshot, queries, true):
