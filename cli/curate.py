@@ -138,9 +138,7 @@ def curate(
     work: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where stages are kept, if not in the index.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="PATH", help="Where the weights of the index are.")
-    ] = None,
+    model: options.IndexModelOption = None,
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
     batch: options.BatchOption = 0,

@@ -132,9 +132,7 @@ def calibrate(
     write: Annotated[
         bool, options.flag("--write", help="Keep the threshold in the index; dinokit dedup takes it.")
     ] = False,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="PATH", help="Where the weights of the index are.")
-    ] = None,
+    model: options.IndexModelOption = None,
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
     as_json: options.JsonOption = False,

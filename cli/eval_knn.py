@@ -35,12 +35,8 @@ def knn(
     ] = None,
     tries: Annotated[int, typer.Option(metavar="N", help="How often these are drawn.")] = 1,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the first draw.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the report (.json); resumable.")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep descriptors there, also for later runs.")
-    ] = None,
+    out: options.ReportOption = None,
+    cache: options.DescriptorsOption = None,
     overwrite: Annotated[bool, options.flag("--overwrite", help="Replace an existing report.")] = False,
     strict: Annotated[bool, options.flag("--strict", help="Exit 1 when an image cannot be read.")] = False,
     model: options.ModelOption = "auto",

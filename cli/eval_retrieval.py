@@ -48,12 +48,8 @@ def retrieval(
         int, typer.Option(metavar="N", help="Draw N queries; 0 takes all, of an index 1,000.")
     ] = 0,
     seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the report (.json); resumable.")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep descriptors there, also for later runs.")
-    ] = None,
+    out: options.ReportOption = None,
+    cache: options.DescriptorsOption = None,
     overwrite: Annotated[bool, options.flag("--overwrite", help="Replace an existing report.")] = False,
     strict: Annotated[bool, options.flag("--strict", help="Exit 1 when an image cannot be read.")] = False,
     model: options.ModelOption = "auto",

@@ -54,9 +54,7 @@ def correspondence(
     max_cycle: Annotated[
         float, typer.Option(metavar="PATCHES", help="Largest error of the way back of a kept match.")
     ] = 1.0,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the report (.json); resumable.")
-    ] = None,
+    out: options.ReportOption = None,
     pairs_out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the pairs, for others to evaluate as the set `pairs`."),

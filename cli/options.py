@@ -37,6 +37,15 @@ ModelOption = Annotated[
         help="Model name (dinov2_vits14, vitb14-reg, untrained:vitt14), weight file, or auto.",
     ),
 ]
+IndexModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="PATH", help="Where the weights of the index are.")
+]
+ReportOption = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write the report (.json); resumable.")
+]
+DescriptorsOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Keep descriptors there, also for later runs.")
+]
 DeviceOption = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 PrecisionOption = Annotated[
     str, typer.Option(metavar="auto|fp32|bf16", help="Arithmetic; auto takes bf16 where it is safe.")

@@ -115,9 +115,7 @@ def search(
     fail_if_empty: Annotated[
         bool, options.flag("--fail-if-empty", help="Exit 1 when nothing is found.")
     ] = False,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="PATH", help="Where the weights of the index are.")
-    ] = None,
+    model: options.IndexModelOption = None,
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
     as_json: options.JsonOption = False,
