@@ -24,8 +24,10 @@ from . import (
     models,
     options,
     pca,
+    runs,
     search,
     store,
+    train,
     transfer,
 )
 
@@ -77,7 +79,8 @@ def root(
 
 
 for _module in (
-    *(index, search, dedup, curate, store, transfer, match, pca, embed, adapt, evaluation, models),
+    *(index, search, dedup, curate, store, transfer, match, pca, embed, train, adapt),
+    *(runs, evaluation, models),
     *(doctor, completion),
 ):
     _module.register(app)

@@ -190,17 +190,24 @@ def index(
 
 
 @contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Yield what says whether to stop: the first Ctrl-C or SIGTERM asks for it, the second one breaks off."""
+def stoppable(*, cluster: bool = False) -> Iterator[Callable[[], bool]]:
+    """Yield what says whether to stop: the first Ctrl-C or SIGTERM asks for it, the second one breaks off.
+
+    Args:
+        cluster: SIGUSR1 and SIGUSR2 ask for it too, and only a second Ctrl-C breaks off: schedulers send the
+            others several times.
+    """
     asked = threading.Event()
 
     def ask(number: int, frame: object) -> None:
-        if asked.is_set():
+        if asked.is_set() and (number == signal.SIGINT or not cluster):
             raise KeyboardInterrupt
+        if not asked.is_set():
+            console.say("stopping: finishing what was begun; press Ctrl-C again to break off")
         asked.set()
-        console.say("stopping: finishing what was begun; press Ctrl-C again to break off")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    more = (signal.SIGUSR1, signal.SIGUSR2) if cluster else ()
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, *more)}
     try:
         yield asked.is_set
     finally:

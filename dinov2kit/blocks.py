@@ -9,7 +9,8 @@ import torch.nn.functional as functional
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dinov2kit.attention import attention
+from dinov2kit.attention import attention, attention_by_group
+from dinov2kit.packing import Groups, Kept, Rows, add_kept, take_kept
 
 NORM_EPS = 1e-6
 
@@ -25,11 +26,23 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, tokens: Float[Tensor, "batch n_tokens dim"]) -> Float[Tensor, "batch n_tokens dim"]:
-        """Let every token of an image look at every other."""
+    def forward(
+        self, tokens: Float[Tensor, "*rows dim"], groups: Groups | None = None
+    ) -> Float[Tensor, "*rows dim"]:
+        """Let every token of an image look at every other.
+
+        Args:
+            tokens: (batch, n_tokens, dim), or a packed sequence (total, dim).
+            groups: the images of a packed sequence; None for a batch.
+        """
         by_head = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
-        seen: Tensor = self.proj(attention(*by_head.unbind(2)).flatten(2))
-        return seen
+        queries, keys, values = by_head.unbind(-3)
+        if groups is None:
+            seen = attention(queries, keys, values)
+        else:
+            seen = attention_by_group(queries, keys, values, groups)
+        projected: Tensor = self.proj(seen.flatten(-2))
+        return projected
 
 
 class Mlp(nn.Module):
@@ -103,10 +116,21 @@ class Block(nn.Module):
         self.mlp = SwiGLU(embed_dim, ffn_hidden) if ffn == "swiglu" else Mlp(embed_dim, ffn_hidden)
         self.ls2 = None if layer_scale is None else LayerScale(embed_dim, layer_scale)
 
-    def forward(self, tokens: Float[Tensor, "batch n_tokens dim"]) -> Float[Tensor, "batch n_tokens dim"]:
-        """Add both residual branches to the tokens."""
-        tokens = _add(tokens, self.attn(self.norm1(tokens)), self.ls1)
-        return _add(tokens, self.mlp(self.norm2(tokens)), self.ls2)
+    def forward(
+        self, tokens: Float[Tensor, "*rows dim"], rows: Rows | None = None
+    ) -> Float[Tensor, "*rows dim"]:
+        """Add both residual branches to the tokens.
+
+        Args:
+            tokens: (batch, n_tokens, dim), or a packed sequence (total, dim).
+            rows: the images of a packed sequence, and which of them each branch skips; None for a batch.
+        """
+        if rows is None:
+            tokens = _add(tokens, self.attn(self.norm1(tokens)), self.ls1)
+            return _add(tokens, self.mlp(self.norm2(tokens)), self.ls2)
+        seen = self.attn(self.norm1(take_kept(tokens, rows.attention)), rows.attention.groups)
+        tokens = _add(tokens, seen, self.ls1, rows.attention)
+        return _add(tokens, self.mlp(self.norm2(take_kept(tokens, rows.ffn))), self.ls2, rows.ffn)
 
     def facet(
         self, tokens: Float[Tensor, "batch n_tokens dim"], name: Facet
@@ -116,7 +140,9 @@ class Block(nn.Module):
         return projected.chunk(3, dim=-1)[("query", "key", "value").index(name)]
 
 
-def _add(tokens: Tensor, residual: Tensor, scale: LayerScale | None) -> Tensor:
+def _add(tokens: Tensor, residual: Tensor, scale: LayerScale | None, kept: Kept | None = None) -> Tensor:
+    if kept is not None and kept.rows is not None:
+        return add_kept(tokens, residual, kept, None if scale is None else scale.gamma)
     if scale is None:
         return tokens + residual
     scaled: Tensor = scale(tokens, residual)

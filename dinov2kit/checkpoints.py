@@ -172,6 +172,7 @@ def infer_config(state: Mapping[str, Tensor], *, num_heads: int | None = None) -
             ffn="swiglu" if "blocks.0.mlp.w3.weight" in state else "mlp",
             num_registers=registers,
             patch_size=state["patch_embed.proj.weight"].shape[-1],
+            in_channels=state["patch_embed.proj.weight"].shape[1],
             pos_grid=pos_grid,
             interpolate_offset=offset,
             interpolate_antialias=antialias,
@@ -235,12 +236,15 @@ def _refuse_what_cannot_be_said(config: ViTConfig, state: Mapping[str, Tensor], 
     """Raise when a reader of the format would take the state for another function."""
     if format == "safetensors":
         return
-    understood = infer_config(state, num_heads=config.num_heads if format == "hf" else None)
+    unknown_heads = format != "hf" and config.embed_dim % 64 != 0
+    understood = infer_config(state, num_heads=config.num_heads if format == "hf" or unknown_heads else None)
     differences = [
         f"{name} {value}"
         for name, value in asdict(config).items()
         if name != "layer_scale" and value != getattr(understood, name)
     ]
+    if unknown_heads:
+        differences.append(f"num_heads {config.num_heads}")
     if format == "hf" and config.layer_scale is None:
         differences.append("no LayerScale")
     if format == "hf" and _mlp_ratio(config) is None:
@@ -282,7 +286,7 @@ def _hf_config(config: ViTConfig, dtype: torch.dtype) -> dict[str, object]:
         "use_swiglu_ffn": config.ffn == "swiglu",
         "image_size": config.pos_grid * config.patch_size,
         "patch_size": config.patch_size,
-        "num_channels": 3,
+        "num_channels": config.in_channels,
         "hidden_act": "gelu",
         "qkv_bias": True,
         "layer_norm_eps": NORM_EPS,

@@ -225,10 +225,10 @@ def _cards() -> list[str]:
 def _check_bf16() -> Finding:
     import torch
 
-    from dinov2kit.encoder import _choose_device, _computes_bf16
+    from dinov2kit.encoder import _choose_device, computes_bf16
 
     device = _choose_device("auto")
-    if _computes_bf16(device):
+    if computes_bf16(device):
         return Finding("bf16", "ok", f"fast on {device}; taken where it agrees with fp32")
     capability = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else str(device)
     return Finding("bf16", "ok", f"not fast on {device} ({capability}); fp32 is used")

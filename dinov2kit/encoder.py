@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from dinov2kit.errors import ArgumentError, DeviceError, DeviceMemoryError
@@ -18,9 +17,9 @@ from dinov2kit.features import Features, FeatureSpec
 from dinov2kit.grid import PatchGrid
 from dinov2kit.identity import ModelIdentity
 from dinov2kit.images import Source, load_picture
+from dinov2kit.normalising import suitable_view
 from dinov2kit.patches import main_directions, pad_to_grid, project_out, turn, turn_back
 from dinov2kit.shapes import Descriptors, ImageBatch
-from dinov2kit.views import IMAGENET_MEAN, IMAGENET_STD, CenterCrop
 from dinov2kit.vit import Tokens, VisionTransformer
 from dinov2kit.weights import LoadedModel, load_model
 
@@ -33,8 +32,8 @@ class Encoder:
     """A DINOv2 backbone that takes images as they are.
 
     Args:
-        model: a catalogue name ("dinov2_vits14", "vitb14-reg"), a weight file, "untrained:ARCHITECTURE",
-            "auto", or a model that `load_model` returned.
+        model: a catalogue name ("dinov2_vits14", "vitb14-reg"), a weight file, the folder of a training run,
+            "untrained:ARCHITECTURE", "auto", or a model that `load_model` returned.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         precision: "fp32", "bf16", or "auto": bf16 where the device computes it fast and the first batch
             agrees with fp32 to a cosine of 0.999.
@@ -42,7 +41,7 @@ class Encoder:
     Raises:
         WeightsError: the weights are unknown, missing or damaged.
         DeviceError: the device is absent.
-        ArgumentError: the precision is unknown.
+        ArgumentError: the precision is unknown, or the model takes neither colour nor grey images.
     """
 
     def __init__(
@@ -53,18 +52,20 @@ class Encoder:
         loaded = model if isinstance(model, LoadedModel) else load_model(str(model))
         self.device = _choose_device(device)
         self.vit: VisionTransformer = loaded.vit.to(self.device).eval()
-        self.view = CenterCrop()
         self.patch_size = loaded.vit.config.patch_size
+        self.view = suitable_view(loaded.image_size, self.patch_size)
+        self.normalisation = loaded.normalisation
+        self.normalisation.check_photos()
         self.identity = ModelIdentity(
             name=loaded.name,
             weights_sha256=loaded.weights_sha256,
             dim=loaded.vit.config.embed_dim,
             pooling="cls",
-            preprocess=self.view.describe(),
+            preprocess={**self.view.describe(), **self.normalisation.describe()},
         )
         self.batch_size = 64 if self.device.type == "cuda" else 8
         self._directions: dict[tuple[int, int, FeatureSpec], Tensor] = {}
-        self._undecided = precision == "auto" and _computes_bf16(self.device)
+        self._undecided = precision == "auto" and computes_bf16(self.device)
         if precision == "bf16":
             self.vit = self.vit.to(torch.bfloat16)
 
@@ -157,7 +158,7 @@ class Encoder:
             return tokens
 
     def _normalised(self, pixels: ImageBatch) -> Tensor:
-        return _normalise(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
+        return self.normalisation.apply(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device))
 
     def _rounded(self, images: Tensor) -> Tensor:
         """Return the images in the arithmetic of the network, which the first ones decide."""
@@ -189,12 +190,6 @@ def suitable_size(device: str) -> int:
     return 840 if _choose_device(device).type == "cuda" else 518
 
 
-def _normalise(pixels: UInt8[Tensor, "batch height width 3"]) -> Tensor:
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device) * 255
-    std = torch.tensor(IMAGENET_STD, device=pixels.device) * 255
-    return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
-
-
 def _choose_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -209,7 +204,7 @@ def _choose_device(device: str) -> torch.device:
     return chosen
 
 
-def _computes_bf16(device: torch.device) -> bool:
+def computes_bf16(device: torch.device) -> bool:
     """Say whether the device multiplies bf16 faster than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

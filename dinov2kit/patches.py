@@ -1,6 +1,6 @@
 """What stands between an image and its local descriptors: padding, turning, and what position alone causes.
 
-Images are normalised tensors (batch, 3, height, width); patch rows are row-major.
+Images are normalised tensors (batch, channels, height, width); patch rows are row-major.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dinov2kit.grid import PatchGrid
 
 
 def pad_to_grid(
-    images: Float[Tensor, "batch 3 height width"], grid: PatchGrid
-) -> Float[Tensor, "batch 3 grid_height grid_width"]:
+    images: Float[Tensor, "batch channels height width"], grid: PatchGrid
+) -> Float[Tensor, "batch channels grid_height grid_width"]:
     """Put an image where its grid says that it lies; the padding is the mean colour, which is 0 here."""
     height, width = grid.rows * grid.patch_size, grid.cols * grid.patch_size
     left, top = int(grid.offset_x), int(grid.offset_y)
@@ -24,7 +24,9 @@ def pad_to_grid(
     return torch.nn.functional.pad(images, (left, right, top, bottom))
 
 
-def turn(images: Float[Tensor, "batch 3 height width"], spec: FeatureSpec) -> Float[Tensor, "batch 3 _ _"]:
+def turn(
+    images: Float[Tensor, "batch channels height width"], spec: FeatureSpec
+) -> Float[Tensor, "batch channels _ _"]:
     """Mirror and turn images as the network is to see them."""
     seen: Tensor = torch.rot90(images.flip(3) if spec.mirrored else images, spec.turns, (2, 3))
     return seen

@@ -29,22 +29,35 @@ _DAMAGE = (  # what torch and safetensors raise on files that are not as they sh
     ValueError,
     KeyError,
 )
-_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face
+IN_FOLDER = (  # of Hugging Face, and of a training run
+    "model.safetensors",
+    "pytorch_model.bin",
+    "export/teacher.safetensors",
+)
 
 
 def weight_file(path: Path) -> Path:
-    """Return the file itself; in a folder, the one that Hugging Face puts there."""
+    """Return the file itself; in a folder, the one that Hugging Face puts there, or the export of a run.
+
+    Raises:
+        WeightsError: the folder has no such file.
+    """
     if not path.is_dir():
         return path
-    for name in _IN_FOLDER:
+    for name in IN_FOLDER:
         if (path / name).is_file():
             return path / name
+    if (path / "run.json").is_file():
+        raise WeightsError(
+            f"the training run {path} has no exported model yet",
+            hint="it gets one at its first evaluation and at its end; the same train command goes on with it",
+        )
     if (path / ".metadata").is_file():
         raise WeightsError(
             f"{path} is a sharded training checkpoint, not a weight file",
             hint="export it first: dinokit runs export",
         )
-    raise WeightsError(f"the folder {path} has no weights; wanted {' or '.join(_IN_FOLDER)} in it")
+    raise WeightsError(f"the folder {path} has no weights; wanted {' or '.join(IN_FOLDER)} in it")
 
 
 def load_tensors(path: Path) -> tuple[Mapping[str, object], dict[str, str]]:
@@ -95,10 +108,13 @@ def save_safetensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mappin
     """
     alone = {name: _alone(tensor) for name, tensor in tensors.items()}
     with written_whole(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user wants new files; save_file lets no one else read
         try:
             save_file(alone, temporary, metadata=dict(metadata))
         except SafetensorError as error:  # it hides the OSError: a missing folder, a full disk
             raise ArgumentError(f"cannot write {path}: {error}") from error
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
 

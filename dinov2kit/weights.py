@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from dinov2kit.architectures import ARCHITECTURES, ViTConfig
+from dinov2kit.architectures import (
+    ARCHITECTURES,
+    ViTConfig,
+    find_architecture,
+    name_architecture,
+    plain_name,
+)
 from dinov2kit.catalogue import (
     DEFAULT_MODEL,
     ModelSpec,
@@ -21,7 +28,8 @@ from dinov2kit.catalogue import (
 from dinov2kit.checkpoints import FORMATS, read_checkpoint, state_digest, write_checkpoint
 from dinov2kit.download import Progress, pull_model
 from dinov2kit.errors import ArgumentError, WeightsError
-from dinov2kit.tensor_files import weight_file
+from dinov2kit.normalising import Normalisation, read_image_size, read_normalisation
+from dinov2kit.tensor_files import IN_FOLDER, weight_file
 from dinov2kit.vit import VisionTransformer
 
 __all__ = ["LoadedModel", "ModelFacts", "convert_model", "describe_model", "list_models", "load_model"]
@@ -30,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 _UNTRAINED = "untrained:"
 _SUFFIXES = {"released": ".pth", "safetensors": ".safetensors"}
-_IN_FOLDER = ("config.json", "model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class LoadedModel:
         format: the format of the file, as `read_checkpoint` says it, or "untrained".
         path: the file or folder; None when there is none.
         notes: what the reader of the file chose or left out, for a person to read.
+        metadata: what a file of ours says besides the weights.
     """
 
     vit: VisionTransformer
@@ -52,6 +60,17 @@ class LoadedModel:
     format: str
     path: Path | None
     notes: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """What the model wants pixels to be."""
+        return read_normalisation(self.metadata, self.vit.config.in_channels, of=self.name)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that it was trained with, in pixels; 224 where no one says."""
+        return read_image_size(self.metadata, of=self.name)
 
 
 @dataclass(frozen=True)
@@ -102,9 +121,10 @@ def load_model(
     """Return the backbone that a name or a path means, downloaded first if need be.
 
     Args:
-        name_or_path: a weight file or a folder in Hugging Face layout; "untrained:ARCHITECTURE" or
-            "untrained:ARCHITECTURE:SEED" for random weights; a name that `find_model` knows; or "auto":
-            what `$DINOKIT_MODEL` says, else the smallest released model.
+        name_or_path: a weight file, a folder in Hugging Face layout, or the folder of a training run: its
+            latest export; "untrained:ARCHITECTURE" or "untrained:ARCHITECTURE:SEED" for random weights of a
+            shape that `find_architecture` knows; a name that `find_model` knows; or "auto": what
+            `$DINOKIT_MODEL` says, else the smallest released model.
         progress: as for `pull_model`.
         base_url: as for `pull_model`.
 
@@ -143,7 +163,7 @@ def describe_model(name_or_path: str | Path) -> ModelFacts:
     config = model.vit.config
     return ModelFacts(
         name=model.name,
-        architecture=_architecture(config),
+        architecture=name_architecture(config),
         config=config,
         parameters=sum(parameter.numel() for parameter in model.vit.parameters()),
         url=url,
@@ -185,7 +205,8 @@ def convert_model(
     if taken and not overwrite:
         raise ArgumentError(f"{out} exists already", hint="name another place, or say --overwrite")
     model = load_model(name_or_path, progress=progress)
-    write_checkpoint(model.vit.state_dict(), model.vit.config, out, format=to)
+    metadata = model.metadata if to == "safetensors" else None
+    write_checkpoint(model.vit.state_dict(), model.vit.config, out, format=to, metadata=metadata)
     return model
 
 
@@ -198,7 +219,7 @@ def _meant(name_or_path: str | Path) -> str:
 def _locate(name: str) -> Path | ModelSpec:
     """Return the weight file or folder, or the released model, that a name means."""
     path = Path(name).expanduser()
-    if path.is_file() or any((path / part).is_file() for part in _IN_FOLDER):
+    if path.is_file() or any((path / part).is_file() for part in ("config.json", *IN_FOLDER)):
         return path
     try:
         return find_model(name)
@@ -210,7 +231,7 @@ def _locate(name: str) -> Path | ModelSpec:
                 f"no such weight file: {name}",
                 hint='paths are relative to the current folder; "dinokit models list" has the names',
             ) from None
-        if (plain := _plain(name)) in ARCHITECTURES:
+        if (plain := _known_shape(name)) is not None:
             raise WeightsError(
                 f"there are no trained weights of {plain}",
                 hint=f"--model {_UNTRAINED}{plain} has random weights, to try things with",
@@ -224,16 +245,18 @@ def _load(path: Path, name: str) -> LoadedModel:
         logger.info("%s: %s", path, note)
     vit = VisionTransformer.from_state(checkpoint.config, checkpoint.state).requires_grad_(False)
     digest = state_digest(checkpoint.state, checkpoint.config)
-    return LoadedModel(vit, name, digest, checkpoint.format, path, checkpoint.notes)
+    return LoadedModel(vit, name, digest, checkpoint.format, path, checkpoint.notes, checkpoint.metadata)
 
 
 def _load_released(spec: ModelSpec, path: Path) -> LoadedModel:
     """Load a file of the weights folder: it must hold what its name says."""
     model = _load(path, spec.name)
-    held = _architecture(model.vit.config)
-    if held != spec.architecture:
+    config = model.vit.config
+    if replace(config, layer_scale=1.0) != ARCHITECTURES[spec.architecture]:
+        held = name_architecture(config)
+        other = held if held not in (None, spec.architecture) else "another architecture"
         raise WeightsError(
-            f"{path} holds {held or 'another architecture'}, not {spec.architecture}",
+            f"{path} holds {other}, not {spec.architecture}",
             hint=f'delete it and run "dinokit models pull {spec.name}"',
         )
     return model
@@ -260,28 +283,29 @@ def _draw(name: str) -> LoadedModel:
     LayerScale is 1, not the 1e-5 that training starts from: images must reach the class token.
     """
     architecture, _, seed = name.removeprefix(_UNTRAINED).partition(":")
-    plain = _plain(architecture)
-    if plain not in ARCHITECTURES or not (seed or "0").isdecimal():
+    if not (seed or "0").isdecimal():
+        raise WeightsError(f"unknown model {name!r}", hint="a seed is a whole number")
+    try:
+        config = find_architecture(architecture)
+    except WeightsError as error:
         raise WeightsError(
             f"unknown model {name!r}; wanted {_UNTRAINED}ARCHITECTURE or {_UNTRAINED}ARCHITECTURE:SEED",
-            hint=f"architectures are {', '.join(ARCHITECTURES)}; a seed is a whole number",
-        )
+            hint=error.hint,
+        ) from error
     number = int(seed or "0") % 2**64
-    config = replace(ARCHITECTURES[plain], layer_scale=1.0)
     with torch.device("meta"):
         vit = VisionTransformer(config)
     vit = vit.to_empty(device="cpu")
     vit.init_weights(torch.Generator().manual_seed(number))
     vit = vit.eval().requires_grad_(False)
-    full_name = f"{_UNTRAINED}{plain}" + (f":{number}" if number else "")
+    full_name = f"{_UNTRAINED}{plain_name(architecture)}" + (f":{number}" if number else "")
     return LoadedModel(vit, full_name, state_digest(vit.state_dict(), config), "untrained", None)
 
 
-def _architecture(config: ViTConfig) -> str | None:
-    """Return the name of a shape, whatever its LayerScale started from."""
-    shape = replace(config, layer_scale=1.0)
-    return next((name for name, known in ARCHITECTURES.items() if known == shape), None)
-
-
-def _plain(architecture: str) -> str:
-    return architecture.strip().lower().replace("-", "_").removeprefix("dinov2_").replace("_reg4", "_reg")
+def _known_shape(name: str) -> str | None:
+    """Return the plain name of an architecture; None where there is none."""
+    try:
+        find_architecture(name)
+    except WeightsError:
+        return None
+    return plain_name(name)

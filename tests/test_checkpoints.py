@@ -323,6 +323,27 @@ def test_an_export_carries_its_config_and_texts(tmp_path):
     assert checkpoint.metadata == {"name": "dinokit_vitt14"}
 
 
+def test_an_export_from_before_channels_were_counted_has_three(tmp_path):
+    config = dataclasses.asdict(MLP)
+    assert config.pop("in_channels") == 3
+    metadata = {"dinov2kit": "1", "config": json.dumps(config)}
+    safetensors.torch.save_file(random_state(MLP), tmp_path / "m.safetensors", metadata=metadata)
+    assert read_checkpoint(tmp_path / "m.safetensors").config == MLP
+
+
+@pytest.mark.parametrize("format", ["released", "safetensors", "hf"])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_every_format_tells_the_channels(channels, format, tmp_path):
+    config = dataclasses.replace(MLP, in_channels=channels)
+    state = random_state(config)
+    write_checkpoint(state, config, tmp_path / "m", format=format)
+    read = read_checkpoint(tmp_path / "m")
+    assert read.config == config
+    same(read.state, state)
+    if format == "hf":
+        assert json.loads((tmp_path / "m" / "config.json").read_text())["num_channels"] == channels
+
+
 def test_half_precision_is_rounded_once(config, state, tmp_path):
     rounded = {name: tensor.half().float() for name, tensor in state.items()}
     write_checkpoint(state, config, tmp_path / "fp32")

@@ -79,9 +79,9 @@ def test_every_finding_that_is_not_good_says_what_to_do(home: Path) -> None:
 
 
 def test_bf16_is_judged_as_the_encoder_judges_it(home: Path) -> None:
-    from dinov2kit.encoder import _choose_device, _computes_bf16
+    from dinov2kit.encoder import _choose_device, computes_bf16
 
-    fast = _computes_bf16(_choose_device("auto"))
+    fast = computes_bf16(_choose_device("auto"))
     assert by_name(doctor.check_torch())["bf16"].detail.startswith("fast" if fast else "not fast")
 
 

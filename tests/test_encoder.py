@@ -1,5 +1,6 @@
 """Encoder: descriptors are right whatever the batch, the orientation or the precision."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -11,7 +12,8 @@ from skimage import data
 from dinov2kit import ArgumentError, DeviceError, Encoder
 from dinov2kit.features import FeatureSpec
 from dinov2kit.images import load_picture
-from dinov2kit.views import KeepAspect
+from dinov2kit.views import CenterCrop, KeepAspect
+from dinov2kit.weights import load_model
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_automatic_precision_agrees_with_fp32(encoder, photos):
 
 
 def test_bf16_is_refused_when_it_disagrees_with_fp32(photos, monkeypatch):
-    monkeypatch.setattr("dinov2kit.encoder._computes_bf16", lambda device: True)
+    monkeypatch.setattr("dinov2kit.encoder.computes_bf16", lambda device: True)
     monkeypatch.setattr("dinov2kit.encoder.SAFE_COSINE", 1.1)
     strict = Encoder("untrained:vitt14", device="cpu", precision="auto")
     strict.embed(photos)
@@ -106,7 +108,7 @@ def test_bf16_is_refused_when_it_disagrees_with_fp32(photos, monkeypatch):
 
 
 def test_bf16_is_taken_when_it_agrees(photos, monkeypatch):
-    monkeypatch.setattr("dinov2kit.encoder._computes_bf16", lambda device: True)
+    monkeypatch.setattr("dinov2kit.encoder.computes_bf16", lambda device: True)
     lenient = Encoder("untrained:vitt14", device="cpu", precision="auto")
     assert lenient.precision == "fp32"
     lenient.embed(photos)
@@ -118,6 +120,35 @@ def test_identity_names_the_weights_and_not_the_place_they_came_from():
     again = Encoder("untrained:vitt14:0")
     assert same.identity.fingerprint == again.identity.fingerprint
     assert same.identity.fingerprint != other.identity.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("model", "crop", "resize"),
+    [
+        ("untrained:vitt14", 224, 256),
+        ("untrained:vitn16", 224, 256),
+        ("untrained:vitn15", 210, 240),
+        ("untrained:vitn18", 216, 247),
+    ],
+)
+def test_the_view_has_whole_patches(model, crop, resize):
+    encoder = Encoder(model, device="cpu")
+    assert (encoder.view.crop, encoder.view.resize) == (crop, resize)
+    rows = encoder.embed(load_picture(data.chelsea(), encoder.view).pixels[None])
+    assert np.linalg.norm(rows) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_identity_of_a_model_without_a_normalisation_of_its_own_is_that_of_its_view():
+    encoder = Encoder("untrained:vitt14", device="cpu")
+    assert encoder.identity.preprocess == CenterCrop(256, 224).describe()
+    named = dataclasses.replace(
+        load_model("untrained:vitt14"),
+        metadata={"mean": "[0.485, 0.456, 0.406]", "std": "[0.229, 0.224, 0.225]", "image_size": "224"},
+    )
+    assert Encoder(named, device="cpu").identity.fingerprint == encoder.identity.fingerprint
+    for other in ({"mean": "[0.5, 0.5, 0.5]", "std": "[0.2, 0.2, 0.2]"}, {"image_size": "98"}):
+        changed = Encoder(dataclasses.replace(named, metadata=other), device="cpu")
+        assert changed.identity.fingerprint != encoder.identity.fingerprint
 
 
 def test_unknown_device_and_precision_are_named():

@@ -14,9 +14,10 @@ import pytest
 import torch
 from skimage import data
 
-from dinov2kit.architectures import ARCHITECTURES, ViTConfig
+from dinov2kit.architectures import ARCHITECTURES, ViTConfig, find_architecture
 from dinov2kit.checkpoints import write_checkpoint
 from dinov2kit.errors import ArgumentError, WeightsError
+from dinov2kit.normalising import Normalisation
 from dinov2kit.vit import VisionTransformer
 from dinov2kit.weights import convert_model, describe_model, list_models, load_model
 
@@ -80,6 +81,35 @@ def test_random_weights_follow_from_the_seed_alone() -> None:
         "untrained:vitt14:7",
     )
     assert (first.format, first.path) == ("untrained", None)
+
+
+def test_random_weights_come_in_every_shape_that_has_a_name() -> None:
+    nano, other = load_model("untrained:vitn4"), load_model("untrained:ViTS16-reg:3")
+    assert (nano.name, nano.vit.config) == ("untrained:vitn4", find_architecture("vitn4"))
+    assert (other.name, other.vit.config) == ("untrained:vits16_reg:3", find_architecture("vits16_reg"))
+    assert describe_model("untrained:vits16_reg").architecture == "vits16_reg"
+    with pytest.raises(WeightsError, match="no trained weights of vits16"):
+        load_model("vits16")
+
+
+def test_what_a_file_says_of_its_images_is_kept_and_checked() -> None:
+    vit = load_model("untrained:vits14:3").vit
+    texts = {"mean": "[0.5, 0.5, 0.5]", "std": "[0.1, 0.2, 0.3]", "image_size": "56"}
+    write_checkpoint(vit.state_dict(), vit.config, "m.safetensors", metadata=texts)
+    convert_model("m.safetensors", Path("n.safetensors"), to="safetensors")
+    model = load_model("n.safetensors")
+    assert model.normalisation == Normalisation((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    assert model.image_size == 56
+    assert load_model("untrained:vits14").normalisation == Normalisation()
+    assert load_model("untrained:vits14").image_size == 224
+    for wrong in ({"mean": "[0.5]", "std": "[0.1]"}, {"mean": "[1, 2, 3]"}, {"mean": "x", "std": "[0]"}):
+        write_checkpoint(vit.state_dict(), vit.config, "m.safetensors", metadata=wrong)
+        with pytest.raises(WeightsError, match=r"m\.safetensors has a .*mean and std"):
+            _ = load_model("m.safetensors").normalisation
+    for size in ("-1", "0", "large"):
+        write_checkpoint(vit.state_dict(), vit.config, "m.safetensors", metadata={"image_size": size})
+        with pytest.raises(WeightsError, match="image_size"):
+            _ = load_model("m.safetensors").image_size
 
 
 def test_random_weights_leave_the_random_state_of_torch_alone() -> None:

@@ -1,4 +1,4 @@
-"""The room where encoders are made. In this version: adapters for keypoint matching, and settings.
+"""The room where encoders are made: self-supervised training, its runs, and adapters for keypoint matching.
 
 Names load on first use.
 """
@@ -11,18 +11,52 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .adapt_config import AdaptConfig, AdaptPlan, AdaptReport, Progress
     from .adapting import adapt, plan_adapt
+    from .curves import draw_curves
+    from .exporting import export_run
+    from .fitting import fit
     from .held_out import Measure
+    from .launching import default_processes, launch
+    from .plan import TrainPlan, plan_training
+    from .presets import Preset, list_presets
+    from .resolved import Resolved
+    from .runs import RunFacts, Score, follow_run, list_runs, run_status
     from .settings import read_settings
+    from .slurm import SlurmRequest, read_request, submit
+    from .train_config import TrainConfig
+    from .train_report import TrainProgress, TrainReport
+    from .train_settings import read_train_settings
 
 _HOME = {  # public name -> module
     "AdaptConfig": "adapt_config",
     "AdaptPlan": "adapt_config",
     "AdaptReport": "adapt_config",
     "Measure": "held_out",
+    "Preset": "presets",
     "Progress": "adapt_config",
+    "Resolved": "resolved",
+    "RunFacts": "runs",
+    "Score": "runs",
+    "SlurmRequest": "slurm",
+    "TrainConfig": "train_config",
+    "TrainPlan": "plan",
+    "TrainProgress": "train_report",
+    "TrainReport": "train_report",
     "adapt": "adapting",
+    "default_processes": "launching",
+    "draw_curves": "curves",
+    "export_run": "exporting",
+    "fit": "fitting",
+    "follow_run": "runs",
+    "launch": "launching",
+    "list_presets": "presets",
+    "list_runs": "runs",
     "plan_adapt": "adapting",
+    "plan_training": "plan",
+    "read_request": "slurm",
     "read_settings": "settings",
+    "read_train_settings": "train_settings",
+    "run_status": "runs",
+    "submit": "slurm",
 }
 
 __all__ = [
@@ -30,10 +64,32 @@ __all__ = [
     "AdaptPlan",
     "AdaptReport",
     "Measure",
+    "Preset",
     "Progress",
+    "Resolved",
+    "RunFacts",
+    "Score",
+    "SlurmRequest",
+    "TrainConfig",
+    "TrainPlan",
+    "TrainProgress",
+    "TrainReport",
     "adapt",
+    "default_processes",
+    "draw_curves",
+    "export_run",
+    "fit",
+    "follow_run",
+    "launch",
+    "list_presets",
+    "list_runs",
     "plan_adapt",
+    "plan_training",
+    "read_request",
     "read_settings",
+    "read_train_settings",
+    "run_status",
+    "submit",
 ]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,9 +13,10 @@ from pydantic_core import ErrorDetails
 
 from dinov2kit.errors import ArgumentError
 
+from .written import Written, read_argument
+
 Model = TypeVar("Model", bound=BaseModel)
 
-_WORDS = {"true": True, "false": False, "null": None}
 _PLAIN = {  # what pydantic calls "a valid ...", in words for a person
     "integer": "a whole number",
     "number": "a number",
@@ -29,9 +30,10 @@ _PLAIN = {  # what pydantic calls "a valid ...", in words for a person
 def read_settings(model: type[Model], arguments: Sequence[str]) -> Model:
     """Read `key=value` arguments into a settings model.
 
-    A key is a field, or a field of a group: `optim.lr=1e-3`. A value is true, false, null, a number, a JSON
-    list, object or string, else the text itself; where a text is wanted, `out=2024` is one. A whole number
-    may be written 1e6. Nothing is converted silently: 1.5 is no whole number, and 1 is not true.
+    A key is a field, or a field of a group: `optim.lr=1e-3`. A value is true, false, null, a number, a list
+    such as [.9, .99], a JSON object or string, else the text itself; where a text is wanted, `out=2024` is
+    one. A whole number may be written 1e6. Nothing is converted silently: 1.5 is no whole number, and 1 is
+    not true.
 
     Args:
         model: a pydantic model, frozen, with `extra="forbid"`; its groups are such models too.
@@ -42,29 +44,50 @@ def read_settings(model: type[Model], arguments: Sequence[str]) -> Model:
             of another type or out of range. The message says what was got and wanted, the hint the nearest
             name.
     """
-    known = setting_names(model)
-    texts: dict[str, str] = {}
+    return fit_settings(model, split_settings(arguments, setting_names(model)))
+
+
+def split_settings(arguments: Sequence[str], known: Sequence[str]) -> dict[str, Written]:
+    """Split `key=value` arguments.
+
+    Raises:
+        ArgumentError: an argument is no `key=value`, or a key is unknown or given twice.
+    """
+    written: dict[str, Written] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not key:
             raise ArgumentError(f"{argument!r} is no setting", hint="write key=value, for instance steps=500")
         if key not in known:
-            raise _unknown(key, known)
-        if key in texts:
-            raise ArgumentError(f"{key} is given twice: {texts[key]!r} and {text!r}")
-        texts[key] = text
-    values = {key: _parse(text) for key, text in texts.items()}
-    try:
-        return _validated(model, values)
-    except ValidationError as error:
-        first = error
-    refused = {_key(fault, known) for fault in first.errors()} & values.keys()
-    try:  # what was no good as a number may be wanted as a text
-        return _validated(model, {**values, **{key: texts[key] for key in refused}})
-    except ValidationError as error:
-        still = {_key(fault, known) for fault in error.errors()}
-        faults = [fault for fault in first.errors() if _key(fault, known) in still] or error.errors()
-        raise _explain(faults, texts, known) from error
+            raise unknown_setting(key, known)
+        if key in written:
+            raise ArgumentError(f"{key} is given twice: {written[key].text!r} and {text!r}")
+        written[key] = read_argument(text)
+    return written
+
+
+def fit_settings(model: type[Model], written: Mapping[str, Written]) -> Model:
+    """Build a settings model from what was written.
+
+    Raises:
+        ArgumentError: a key is missing, or a value is of another type or out of range.
+    """
+    known = setting_names(model)
+    turn = dict.fromkeys(written, 0)
+    first: list[ErrorDetails] | None = None
+    while True:
+        try:
+            return _validated(model, {key: one.readings[turn[key]] for key, one in written.items()})
+        except ValidationError as error:
+            faults = error.errors()
+            first = faults if first is None else first
+            refused = {_key(fault, known) for fault in faults} & written.keys()
+            again = {key for key in refused if turn[key] + 1 < len(written[key].readings)}
+            if not again:
+                still = {_key(fault, known) for fault in faults}
+                said = [fault for fault in first if _key(fault, known) in still] or faults
+                raise _explain(said, written, known) from error
+            turn.update({key: turn[key] + 1 for key in again})
 
 
 def setting_names(model: type[BaseModel]) -> list[str]:
@@ -79,30 +102,45 @@ def setting_names(model: type[BaseModel]) -> list[str]:
     return names
 
 
-def _parse(text: str) -> object:
-    """Read one value; what is no JSON is a text."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if text[:1] in ('"', "[", "{"):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if not math.isfinite(number):
-        return text
-    return int(number) if number.is_integer() and "." not in text else number
+def check_names(written: Mapping[str, Written], known: Sequence[str]) -> None:
+    """Refuse a setting that is none.
+
+    Raises:
+        ArgumentError: there is one, with the nearest name as its hint.
+    """
+    for key, one in written.items():
+        if key not in known:
+            raise unknown_setting(key, known, place=one.place)
 
 
-def _validated(model: type[Model], values: dict[str, Any]) -> Model:
+def unknown_setting(key: str, known: Sequence[str], *, place: str = "") -> ArgumentError:
+    """Return the error for a key that is no setting, with the nearest name as its hint.
+
+    Args:
+        key: what was written.
+        known: names of all settings.
+        place: where it was written.
+    """
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        return ArgumentError(f"{key} is a group of settings{place}", hint=f"set one of {', '.join(inside)}")
+    same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = near or [
+        name for name in known if difflib.get_close_matches(key, [name.rpartition(".")[2]], cutoff=0.5)
+    ]
+    names = known if len(known) < 20 else dict.fromkeys(re.sub(r"\..*", ".*", name) for name in known)
+    hint = f"did you mean {near[0]}?" if near else f"settings are {', '.join(names)}"
+    return ArgumentError(f"unknown setting {key!r}{place}", hint=hint)
+
+
+def _validated(model: type[Model], values: Mapping[str, object]) -> Model:
     """Build the model as from a JSON file, which allows a text for a path but no text for a number."""
+    return model.model_validate_json(json.dumps(as_tree(values)), strict=True)
+
+
+def as_tree(values: Mapping[str, object]) -> dict[str, Any]:
+    """Turn dotted names into groups: {"optim.lr": 1} becomes {"optim": {"lr": 1}}."""
     tree: dict[str, Any] = {}
     for key, value in values.items():
         *groups, name = key.split(".")
@@ -110,7 +148,7 @@ def _validated(model: type[Model], values: dict[str, Any]) -> Model:
         for group in groups:
             place = place.setdefault(group, {})
         place[name] = value
-    return model.model_validate_json(json.dumps(tree), strict=True)
+    return tree
 
 
 def _key(fault: ErrorDetails, known: list[str]) -> str:
@@ -122,32 +160,25 @@ def _key(fault: ErrorDetails, known: list[str]) -> str:
     )
 
 
-def _unknown(key: str, known: list[str]) -> ArgumentError:
-    inside = [name for name in known if name.startswith(f"{key}.")]
-    if inside:
-        return ArgumentError(f"{key} is a group of settings", hint=f"set one of {', '.join(inside)}")
-    same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    near = same or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    near = near or [
-        name for name in known if difflib.get_close_matches(key, [name.rpartition(".")[2]], cutoff=0.5)
-    ]
-    hint = f"did you mean {near[0]}?" if near else f"settings are {', '.join(known)}"
-    return ArgumentError(f"unknown setting {key!r}", hint=hint)
-
-
-def _explain(faults: list[ErrorDetails], texts: dict[str, str], known: list[str]) -> ArgumentError:
+def _explain(faults: list[ErrorDetails], written: Mapping[str, Written], known: list[str]) -> ArgumentError:
     """Say in words what was got and what was wanted, of every fault."""
     said: dict[str, list[str]] = {}
     for fault in faults:
         key = _key(fault, known)
-        if fault["type"] == "missing":
+        if fault["type"] == "missing" and key not in written:
             inside = [name for name in known if name.startswith(f"{key}.")]
             said[key] = [f"{' and '.join(inside) or key} is missing"]
             continue
         wanted = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        if fault["type"] == "missing":  # an item of a list
+            wanted = "more values"
         for name, words in _PLAIN.items():
             wanted = wanted.replace(f"a valid {name}", words)
-        said.setdefault(key, [f"{key} is {texts.get(key, '')!r}; wanted {wanted}"])
+        if key in written:
+            got = f"{key} is {written[key].text!r}{written[key].place}"
+        else:  # of several settings together
+            got = f"settings of {key} do not agree" if key else "settings do not agree"
+        said.setdefault(key, [f"{got}; wanted {wanted}"])
         if (other := f"wanted {wanted}") not in said[key][0]:
             said[key].append(other)
     return ArgumentError("; ".join(" or ".join(parts) for parts in said.values()))

@@ -1,0 +1,259 @@
+"""Batches of crops, read and cut ahead in other processes; each follows from the seed and the step alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from types import ModuleType
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dinov2kit.errors import ArgumentError, KitError
+
+from .bad_images import Bad, read_or_replace
+from .crops import CropRecipe, cut_crops
+from .image_sets import ImageSet
+from .order import sample_index
+
+_AHEAD = 2  # micro-batches that each process prepares
+_LEFT_TO_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The crops of b images; crop j of image i is row j * b + i.
+
+    Attributes:
+        global_pixels: two of each image.
+        global_colours: see `finish_crops`.
+        local_pixels: the small ones.
+        local_colours: the same.
+        samples: number of the sample of each image in the run.
+        replaced: the images that could not be read; others stand in for them.
+    """
+
+    global_pixels: UInt8[Tensor, "two_b g g c"]
+    global_colours: Float32[Tensor, "two_b p"]
+    local_pixels: UInt8[Tensor, "many_b l l c"]
+    local_colours: Float32[Tensor, "many_b p"]
+    samples: Int64[Tensor, " b"]
+    replaced: list[Bad]
+
+    def pin_memory(self) -> Batch:
+        """Return the same with its pixels where a GPU fetches them by itself; torch calls this."""
+        return Batch(
+            self.global_pixels.pin_memory(),
+            self.global_colours,
+            self.local_pixels.pin_memory(),
+            self.local_colours,
+            self.samples,
+            self.replaced,
+        )
+
+
+class Loader:
+    """The micro-batches of one process of a run, in order.
+
+    Step s has the samples s * batch to (s + 1) * batch - 1. Each micro-batch takes the next
+    micro_batch * world of them, of which rank r has the r-th micro_batch.
+
+    Processes that read are started afresh: a fork of one that runs threads may wait for ever. Signals to the
+    whole group do not reach them; whether they end is up to this process. They never run the script that
+    called, which needs no `__main__` guard.
+
+    Args:
+        images: the set.
+        recipe: how crops are cut.
+        seed: of everything random.
+        batch: images in a step, in all processes of the run.
+        micro_batch: images at a time in one process.
+        rank: number of this process.
+        world: how many there are.
+        start_step: the first step.
+        stop_step: the first step that is not done.
+        workers: processes that read for this one; 0 reads here.
+        pin: lay pixels where a GPU fetches them by itself.
+
+    Raises:
+        ArgumentError: micro-batches do not fill the batch, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        recipe: CropRecipe,
+        *,
+        seed: int,
+        batch: int,
+        micro_batch: int,
+        rank: int,
+        world: int,
+        start_step: int,
+        stop_step: int,
+        workers: int,
+        pin: bool = False,
+    ) -> None:
+        at_once = micro_batch * world
+        if at_once < 1 or batch < 1 or batch % at_once:
+            raise ArgumentError(
+                f"micro-batches of {micro_batch} images in {world} processes do not fill a batch of {batch}",
+                hint="the batch has to be a multiple of both together",
+            )
+        if not 0 <= rank < world or not 0 <= start_step <= stop_step or workers < 0:
+            raise ArgumentError(
+                f"rank {rank} of {world}, steps {start_step} to {stop_step}, {workers} workers; "
+                "wanted a rank below the number of processes, and nothing below 0"
+            )
+        self._batches = _MicroBatches(
+            images,
+            recipe,
+            seed=seed,
+            size=micro_batch,
+            stride=at_once,
+            first=start_step * batch + rank * micro_batch,
+            count=(stop_step - start_step) * (batch // at_once),
+        )
+        self._workers, self._pin, self._waited = workers, pin, 0.0
+
+    def take_waited(self) -> float:
+        """Return how many seconds were spent waiting for batches since this was last asked."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """Yield micro-batches from the first step on; ends the processes when it is closed.
+
+        Raises:
+            ImageError: no image can be read any more.
+            KitError: a process that reads died.
+        """
+        earlier = set(multiprocessing.active_children())
+        with _apart():
+            batches = iter(self._torch_loader())
+        readers = [child for child in multiprocessing.active_children() if child not in earlier]
+        try:
+            while True:
+                started = time.perf_counter()
+                batch = _next(batches, readers)
+                self._waited += time.perf_counter() - started
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            del batches  # torch asks the processes to end and waits some seconds
+            for reader in readers:
+                reader.kill()
+
+    def _torch_loader(self) -> DataLoader[Batch | KitError]:
+        if not self._workers:
+            return DataLoader(self._batches, batch_size=None, pin_memory=self._pin)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])  # torch is imported once for all processes
+        return DataLoader(
+            self._batches,
+            batch_size=None,
+            pin_memory=self._pin,
+            num_workers=self._workers,
+            prefetch_factor=_AHEAD,
+            multiprocessing_context=context,
+            worker_init_fn=_begin,
+        )
+
+
+class _MicroBatches(Dataset[Batch | KitError]):
+    """The micro-batches of one process, by number from the first step on."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        recipe: CropRecipe,
+        *,
+        seed: int,
+        size: int,
+        stride: int,
+        first: int,
+        count: int,
+    ) -> None:
+        self._images, self._recipe, self._seed = images, recipe, seed
+        self._size, self._stride, self._first, self._count = size, stride, first, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> Batch | KitError:
+        """Return a micro-batch, or why there is none: torch would raise it with another text and no hint."""
+        try:
+            return self._read(number)
+        except KitError as error:
+            return error
+
+    def _read(self, number: int) -> Batch:
+        first = self._first + number * self._stride
+        samples = np.arange(first, first + self._size, dtype=np.int64)
+        chosen = sample_index(samples, len(self._images), seed=self._seed)
+        views, replaced = [], []
+        for sample, index in zip(samples.tolist(), chosen.tolist(), strict=True):
+            pixels, _, bad = read_or_replace(self._images, index, seed=self._seed)
+            replaced += bad
+            views.append(cut_crops(pixels, self._recipe, seed=self._seed, sample=sample))
+        return Batch(
+            _crop_major([crops.global_pixels for crops in views]),
+            _crop_major([crops.global_colours for crops in views]),
+            _crop_major([crops.local_pixels for crops in views]),
+            _crop_major([crops.local_colours for crops in views]),
+            torch.from_numpy(samples),
+            replaced,
+        )
+
+
+def _crop_major(views: list[np.ndarray]) -> Tensor:
+    """Put the first crops of all images before the second ones, and so on."""
+    stacked = np.stack(views, axis=1)
+    crops, images, *rest = stacked.shape
+    return torch.from_numpy(stacked.reshape(crops * images, *rest))
+
+
+def _next(batches: Iterator[Batch | KitError], readers: list[BaseProcess]) -> Batch | None:
+    """Return the next micro-batch, None after the last."""
+    try:
+        batch = next(batches, None)
+    except (RuntimeError, OSError, EOFError) as error:
+        if all(reader.is_alive() for reader in readers):
+            raise
+        raise KitError(
+            f"a process that reads images died: {str(error).splitlines()[0]}",
+            hint="memory may have run out, or shared memory (/dev/shm, in a container --shm-size): "
+            "lower reading.workers or scale.micro_batch; reading.workers=0 shows what happens",
+        ) from error
+    if isinstance(batch, KitError):
+        raise batch
+    return batch
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Let processes that start here inherit no signal to their group, and not know the script that runs."""
+    script, before = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(_: int) -> None:
+    """Leave signals to the parent, also where someone else started the server of processes; use one core."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+    cv2.setNumThreads(0)
