@@ -3,7 +3,7 @@
 What is done to a crop stands in a vector that was drawn when it was cut; zero everywhere is no change. Values
 are from 0 to 255 until the end and are not rounded between the steps. Nothing but sums, products and
 comparisons of single values is used, and means are sums of whole numbers: the result for a crop is the same
-to the bit whatever else is in its batch. A CPU takes crops in small groups, which stay in its cache.
+to the bit whatever else is in its batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
 _WHITE = 255.0
 _SOLARISED_ABOVE = 127.99999  # the number before 128
 _REACH = 4  # of the blur to each side: a kernel of 9
-_CACHED = 1 << 15  # values of crops that a CPU changes together: more leave the cache, fewer wait for Python
+_SMALL, _TOGETHER = 1 << 15, 1 << 20  # values of a crop; of the small crops that a CPU changes together
 
 _Planes = Float32[Tensor, "b c h w"]
 _Work = Callable[[_Planes, list[float]], None]
@@ -81,15 +81,19 @@ def finish_crops(
     shift = _each([value * _WHITE for value in mean], pixels).view(1, -1, 1, 1)
     scale = _each([1 / (value * _WHITE) for value in std], pixels).view(1, -1, 1, 1)
     finished = torch.empty(count, channels, height, width, device=pixels.device)
-    together = (
-        max(_CACHED // (height * width * channels), 1) if pixels.device.type == "cpu" else max(count, 1)
-    )
+    on_cpu = pixels.device.type == "cpu"
+    together = _at_once(height * width * channels) if on_cpu else max(count, 1)
     for start in range(0, count, together):
         some = slice(start, start + together)
         planes = pixels[some].permute(0, 3, 1, 2).contiguous().float()
         _recolour(planes, vectors[some])
         torch.sub(planes, shift, out=finished[some]).mul_(scale)
     return finished
+
+
+def _at_once(values: int) -> int:
+    """Return how many crops a CPU takes: a large one alone stays in its cache, small ones share Python."""
+    return 1 if values > _SMALL else max(_TOGETHER // values, 1)
 
 
 def _recolour(planes_: _Planes, vectors: list[list[float]]) -> None:

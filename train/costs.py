@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from dinov2kit.architectures import ViTConfig
 
-from .networks import backbone_config, build_modules
+from .networks import STATE_BYTES, backbone_config, count_parameters
 from .ssl_step import GLOBAL_CROPS
 from .train_config import TrainConfig
 
@@ -54,10 +52,8 @@ def count_costs(config: TrainConfig, *, micro_batch: int, precision: str) -> Cos
         WeightsError: there is no such architecture.
     """
     shape = backbone_config(config)
-    with torch.device("meta"):
-        network = build_modules(config, shape)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    heads = parameters - sum(parameter.numel() for parameter in network["backbone"].parameters())
+    backbone, heads = count_parameters(config.loss, shape)
+    parameters = backbone + heads
     crops = config.crops
     tokens_global = _tokens(shape, crops.global_size)
     tokens_local = _tokens(shape, crops.local_size)
@@ -84,7 +80,7 @@ def count_costs(config: TrainConfig, *, micro_batch: int, precision: str) -> Cos
     return Costs(
         parameters=parameters,
         flops_per_image=float(flops),
-        state_bytes=20 * parameters,
+        state_bytes=STATE_BYTES * parameters,
         activation_bytes=int(micro_batch * (tokens * per_token + 2 * pixels)) + logits,
         checkpoint_bytes=_KEPT_STATES * parameters,
     )

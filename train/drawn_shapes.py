@@ -25,9 +25,13 @@ Outline = Float64[np.ndarray, "corners 2"]
 _DRAWING = 3  # a key of random numbers
 _FINER = 4  # each pixel is drawn as 4 x 4 and averaged
 _FRACTION = 4  # bits of a drawn pixel to which corners are rounded
-_CONTRAST = (70.0, 186.0)  # from ground to figure in every channel, round from 255 to 0
-_RADII = (0.27, 0.39)  # of the figure, in sides of the image
-_SHADE, _NOISE = 50.0, 16.0  # of 255: how far the ground changes across the image; deviation of each pixel
+_LIGHT, _DARK, _TINT = (
+    207.5,
+    47.5,
+    95.0,
+)  # of 255: means of the brighter and the darker part, and their spread
+_RADII = (0.17, 0.25)  # of the figure, in sides of the image
+_SHADE, _NOISE = 40.0, 10.0  # of 255: how far the ground changes across the image; deviation of each pixel
 
 
 def _arc(start: float, stop: float, *, radius: float = 1.0, centre: float = 0.0) -> Outline:
@@ -125,9 +129,10 @@ class DrawnShapes:
         random = keyed(self.seed, _DRAWING, index)
         u = random.random(16)
         figure = self._draw_figure(KINDS[index % len(KINDS)], u[:4])
-        ground = 255 * u[4:7]
-        change = (_CONTRAST[0] + (_CONTRAST[1] - _CONTRAST[0]) * u[7:10]).astype(np.float32)
-        colour = (ground + change) % 255
+        levels = (_LIGHT, _DARK) if u[12] < 0.5 else (_DARK, _LIGHT)
+        ground, colour = (
+            level + _TINT * (drawn - 0.5) for level, drawn in zip(levels, (u[4:7], u[7:10]), strict=True)
+        )
         ramp = np.arange(self.side, dtype=np.float32) / np.float32(self.side) - np.float32(0.5)
         shade = _SHADE * (u[10] * ramp[:, None] + u[11] * ramp[None, :])
         values = random.standard_normal((self.side, self.side, 3), np.float32) * np.float32(_NOISE)

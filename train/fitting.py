@@ -14,7 +14,7 @@ from .parallel import World, joined_world
 from .plan import measure_speed
 from .run_config import read_run_config
 from .run_folder import RunFolder
-from .run_setup import Setup, set_up
+from .run_setup import Setup, check_memory, set_up
 from .ssl_step import crop_recipe
 from .train_config import TrainConfig, span_steps
 from .train_report import Stop, TrainReport, Watch
@@ -46,6 +46,7 @@ def fit(
     resolved = config if isinstance(config, Resolved) else given(config)
     with joined_world(resolved.config.device) as world:
         setup = set_up(_with_length(resolved, world), world)
+        check_memory(setup, world)
         with RunFolder.opened(setup, world) as folder:
             run = _Run(setup, world, folder, watch)
             run.go_on(stop or (lambda: False))

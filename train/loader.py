@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 
@@ -27,6 +30,7 @@ from .image_sets import ImageSet
 from .order import sample_index
 
 _AHEAD = 2  # micro-batches that each process prepares
+_FAREWELL_S = 5.0
 _LEFT_TO_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -149,11 +153,14 @@ class Loader:
                 self._waited += time.perf_counter() - started
                 if batch is None:
                     return
+                if isinstance(batch, KitError):
+                    raise batch
                 yield batch
         finally:
             del batches  # torch asks the processes to end and waits some seconds
             for reader in readers:
                 reader.kill()
+                reader.join(_FAREWELL_S)
 
     def _torch_loader(self) -> DataLoader[Batch | KitError]:
         if not self._workers:
@@ -224,10 +231,10 @@ def _crop_major(views: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(stacked.reshape(crops * images, *rest))
 
 
-def _next(batches: Iterator[Batch | KitError], readers: list[BaseProcess]) -> Batch | None:
-    """Return the next micro-batch, None after the last."""
+def _next(batches: Iterator[Batch | KitError], readers: list[BaseProcess]) -> Batch | KitError | None:
+    """Return the next micro-batch or why there is none; None after the last."""
     try:
-        batch = next(batches, None)
+        return next(batches, None)
     except (RuntimeError, OSError, EOFError) as error:
         if all(reader.is_alive() for reader in readers):
             raise
@@ -236,15 +243,14 @@ def _next(batches: Iterator[Batch | KitError], readers: list[BaseProcess]) -> Ba
             hint="memory may have run out, or shared memory (/dev/shm, in a container --shm-size): "
             "lower reading.workers or scale.micro_batch; reading.workers=0 shows what happens",
         ) from error
-    if isinstance(batch, KitError):
-        raise batch
-    return batch
 
 
 @contextmanager
 def _apart() -> Iterator[None]:
     """Let processes that start here inherit no signal to their group, and not know the script that runs."""
     script, before = sys.modules["__main__"], signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
+    resource_tracker.ensure_running()  # lets some signals in again when it starts, so it starts first
+    signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
@@ -257,3 +263,12 @@ def _begin(_: int) -> None:
     """Leave signals to the parent, also where someone else started the server of processes; use one core."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_PARENT)
     cv2.setNumThreads(0)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process once its parent has died, however it did; torch looks at the server of processes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

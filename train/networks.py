@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from .parallel import World, share_modules
 from .starting import starting_heads, starting_weights
 from .targets import Centre
 from .train_config import TrainConfig
+from .train_groups import LossSettings
+
+STATE_BYTES = 20  # for each number that is learned: itself, its gradient, two moments, its mean
 
 
 @dataclass(frozen=True)
@@ -132,19 +136,21 @@ def _sharding(config: TrainConfig, world: World) -> str:
     if world.device.type != "cuda":
         return "replicate"
     _, memory = torch.cuda.mem_get_info(world.device)
-    return "fsdp" if 4 * state_bytes(config) > memory else "replicate"
+    state = STATE_BYTES * sum(count_parameters(config.loss, backbone_config(config)))
+    return "fsdp" if 4 * state > memory else "replicate"
 
 
-def state_bytes(config: TrainConfig) -> int:
-    """Return the bytes of weights, gradients, moments and teacher: 20 for each trained number."""
+@lru_cache(maxsize=32)
+def count_parameters(loss: LossSettings, shape: ViTConfig) -> tuple[int, int]:
+    """Return how many numbers are learned: in the backbone, and in its heads."""
     with torch.device("meta"):
-        network = build_modules(config, backbone_config(config))
-    return 20 * sum(parameter.numel() for parameter in network.parameters())
+        network = build_modules(loss, shape)
+    counts = {name: sum(each.numel() for each in module.parameters()) for name, module in network.items()}
+    return counts.pop("backbone"), sum(counts.values())
 
 
-def build_modules(config: TrainConfig, shape: ViTConfig) -> nn.ModuleDict:
+def build_modules(loss: LossSettings, shape: ViTConfig) -> nn.ModuleDict:
     """Return a backbone of a shape with the heads that the losses want, their weights not yet drawn."""
-    loss = config.loss
     modules: dict[str, nn.Module] = {
         "backbone": VisionTransformer(shape),
         "dino_head": ProjectionHead(
@@ -172,7 +178,7 @@ def _ibot_prototypes(config: TrainConfig) -> int:
 
 def _draw(config: TrainConfig, shape: ViTConfig) -> nn.ModuleDict:
     with torch.device("meta"):
-        network = build_modules(config, shape)
+        network = build_modules(config.loss, shape)
     network.to_empty(device="cpu")
     with torch.no_grad():  # what stays undrawn must not pass for a weight
         for parameter in network.parameters():

@@ -183,7 +183,12 @@ class RunFolder:
         return said
 
     def _refuse_others(self) -> None:
-        strange = sorted(path.name for path in self.path.iterdir() if path.name not in (*_OURS, "run.lock"))
+        ours = (*_OURS, "run.lock", "train.sbatch")
+        strange = sorted(
+            path.name
+            for path in self.path.iterdir()
+            if path.name not in ours and not path.name.startswith("slurm-")
+        )
         if strange:
             raise ArgumentError(
                 f"{self.path} is no run, and holds {', '.join(strange[:3])}",

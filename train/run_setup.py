@@ -62,7 +62,6 @@ def set_up(resolved: Resolved, world: World) -> Setup:
     Raises:
         ArgumentError: settings do not fit each other, the model, or the number of processes.
         ImageError: the images cannot be found.
-        DeviceMemoryError: not even one image at a time fits the device.
     """
     whole = open_images(
         resolved.config.sources,
@@ -100,21 +99,33 @@ def set_up(resolved: Resolved, world: World) -> Setup:
     return Setup(config, reasons, images, held_out, precision, costs)
 
 
+def check_memory(setup: Setup, world: World) -> None:
+    """Refuse a run that would fill the device before its first step is done.
+
+    Raises:
+        DeviceMemoryError: not even one image at a time fits.
+    """
+    needed, free = setup.costs.memory_bytes, free_memory(world.device)
+    if setup.config.scale.micro_batch == 1 and needed > free:
+        raise DeviceMemoryError(
+            f"one image at a time needs about {needed / 1e9:.1f} GB, of which {free / 1e9:.1f} are free",
+            hint="use a smaller model, fewer prototypes, scale.recompute=true, or more devices",
+        )
+
+
 def check_crops(config: TrainConfig) -> None:
     """Refuse crops that cannot be cut into patches.
 
     Raises:
         ArgumentError: a size is no multiple of the patch.
     """
-    patch = backbone_config(config).patch_size
-    for name in ("global_size", "local_size"):
-        size = getattr(config.crops, name)
-        if size % patch:
-            nearest = max(round(size / patch), 1) * patch
-            raise ArgumentError(
-                f"crops.{name} is {size}, which patches of {patch} do not fill",
-                hint=f"use crops.{name}={nearest}",
-            )
+    patch, size = backbone_config(config).patch_size, config.crops.local_size
+    if size % patch:
+        nearest = max(round(size / patch), 1) * patch
+        raise ArgumentError(
+            f"crops.local_size is {size}, which patches of {patch} do not fill",
+            hint=f"use crops.local_size={nearest}",
+        )
 
 
 def choose_precision(config: TrainConfig, world: World) -> str:
@@ -157,10 +168,7 @@ def _micro_batch(config: TrainConfig, world: World, precision: str) -> tuple[int
         if needed <= _SPARE * free:
             said = "the whole share of a process fits" if parts == 1 else f"{parts} parts fit"
             return micro, f"rule: {said} {free / 1e9:.1f} GB"
-    raise DeviceMemoryError(
-        f"one image at a time needs about {needed / 1e9:.1f} GB, of which {free / 1e9:.1f} are free",
-        hint="use a smaller model, fewer prototypes, or scale.recompute=true",
-    )
+    return 1, f"rule: not even one image fits {free / 1e9:.1f} GB"
 
 
 def _at_once_before(config: TrainConfig) -> int | None:

@@ -111,7 +111,8 @@ class CropSettings(BaseModel):
         hue: strength of the jitter, of a turn; at most 0.5.
         grey: chance of a grey view.
         blur: "released": chances 0 / 0.9 / 0.5 for the first and second global and the local crops, as the
-            released code has them; "written": 1 / 0.1 / 0.5, as the recipe was meant.
+            released code has them; "written": 1 / 0.1 / 0.5, as the recipe was meant; "none": never, for
+            images of few pixels.
         solarise: chance of solarisation, second global crop alone.
     """
 
@@ -129,13 +130,14 @@ class CropSettings(BaseModel):
     saturation: Share = 0.2
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     grey: Share = 0.2
-    blur: Literal["released", "written"] = "released"
+    blur: Literal["released", "written", "none"] = "released"
     solarise: Share = 0.2
 
     @property
     def blur_chances(self) -> tuple[float, float, float]:
         """The chance of blur in the first global, the second global and the local crops."""
-        return (0.0, 0.9, 0.5) if self.blur == "released" else (1.0, 0.1, 0.5)
+        chances = {"released": (0.0, 0.9, 0.5), "written": (1.0, 0.1, 0.5), "none": (0.0, 0.0, 0.0)}
+        return chances[self.blur]
 
     @model_validator(mode="after")
     def _agree(self) -> CropSettings:
