@@ -178,6 +178,7 @@ class _Run:
             start_step=self.trainer.step,
             stop_step=self.steps,
             workers=config.reading.workers,
+            pin=self.world.device.type == "cuda",
         )
 
     def _tell(self, stage: str) -> None:
