@@ -46,7 +46,7 @@ def test_each_value_is_that_of_the_highest_layer_and_says_which(tmp_path: Path) 
 
 def test_a_length_of_the_run_replaces_a_length_of_another_kind() -> None:
     tiny = read("preset=tiny").config
-    assert (tiny.images, tiny.steps) == (60_000, None)
+    assert (tiny.images, tiny.steps) == (36_000, None)
     mine = read("preset=tiny", "steps=10").config
     assert (mine.images, mine.steps) == (None, 10)
     assert "one length of the run, not epochs=2 and hours=3" in refusal("epochs=2", "hours=3").message

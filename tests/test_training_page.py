@@ -42,7 +42,9 @@ def rows(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[str]:
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
     table = [
-        line for line in PAGE.read_text("utf-8").splitlines() if re.match(r"\| `[a-z_.0-9]+` \| (`| \|)", line)
+        line
+        for line in PAGE.read_text("utf-8").splitlines()
+        if re.match(r"\| `[a-z_.0-9]+` \| (`| \|)", line)
     ]
     assert table == rows()
 
