@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
         "koleo_distributed": True,
     },
     "optim": {"lr": 1e-2, "lr_rule": "none", "warmup": 2, "freeze_last_layer": 1},
-    "teacher": {"momentum": [0.9, 1.0]},
+    "teacher": {"momentum": [0.9, 1.0], "temperature": [0.04, 0.07]},
     "reading": {"workers": 0},
     "scale": {"precision": "fp32"},
     "eval": {"holdout": 8, "every": 5},

@@ -22,11 +22,13 @@ from dinov2kit.train.train_report import TrainProgress
 from dinov2kit.train.trainer import Trainer
 
 AWAKE = {"layer_scale": 1.0}  # from 1e-5 all class tokens are nearly equal, and KoLeo is all rounding
+SLOW = {"lr": 1e-3}  # the rate of the release; at 1e-2 ten steps of Adam make 1e-5 of a rounding of 1e-7
 CHANGES: dict[str, dict[str, Any]] = {
-    "fsdp": {"backbone": AWAKE, "scale": {"shard": "fsdp"}},
-    "replicate": {"backbone": AWAKE, "scale": {"shard": "replicate"}},
+    "fsdp": {"backbone": AWAKE, "optim": SLOW, "scale": {"shard": "fsdp"}},
+    "replicate": {"backbone": AWAKE, "optim": SLOW, "scale": {"shard": "replicate"}},
     "softmax": {
         "backbone": AWAKE,
+        "optim": SLOW,
         "scale": {"shard": "fsdp"},
         "loss": {"centring": "softmax", "shared_head": False},
     },

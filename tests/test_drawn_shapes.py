@@ -38,7 +38,7 @@ def test_figures_cover_what_their_outlines_enclose(kind: str, share: float) -> N
     """Of the circle that the figure fills: the area of a disc, a square and a ring in closed form."""
     images = DrawnShapes(side=96)
     for u in (0.0, 0.5, 1.0):
-        radius = (0.27 + 0.12 * u) * 96
+        radius = (0.17 + 0.08 * u) * 96
         cover = images._draw_figure(kind, np.array([u, 0.4, 0.7, 0.13]))
         assert cover.sum() / (np.pi * radius**2) == pytest.approx(share, rel=0.04)
         assert cover.max() == 1.0

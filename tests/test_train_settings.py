@@ -98,7 +98,7 @@ def test_settings_made_in_python_count_as_given_where_they_were_set() -> None:
     config = TrainConfig(data="a", out="b", preset="tiny", batch=8, optim={"lr": 1e-4})
     resolved = given(config)
     assert (resolved.config.batch, resolved.config.optim.lr) == (8, 1e-4)
-    assert (resolved.config.crops.global_size, resolved.config.images) == (24, 45_000)
+    assert (resolved.config.crops.global_size, resolved.config.images) == (24, 36_000)
     reasons = {key: resolved.reasons[key] for key in ("batch", "optim.lr", "optim.clip", "model")}
     assert reasons == {"batch": "given", "optim.lr": "given", "optim.clip": "default", "model": "preset tiny"}
     short = given(TrainConfig(data="a", out="b", preset="tiny", steps=3)).config
