@@ -38,6 +38,7 @@ def configure(arguments: argparse.Namespace) -> TrainConfig:
             "out": "unused",
             "model": arguments.model,
             "steps": 100,
+            "backbone": {"layer_scale": 1.0},  # at 1e-5 all class tokens are alike, and KoLeo is all rounding
             "batch": arguments.batch,
             "crops": {"global_size": 16 * patch, "local_size": 7 * patch if patch == 14 else 6 * patch},
             "loss": {"prototypes": arguments.prototypes, "ibot_prototypes": arguments.prototypes},
