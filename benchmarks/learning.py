@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--knn")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     parser.add_argument("--minutes", type=float, default=math.inf)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     print(describe_setting())
     settings = [f"out={arguments.out}", *arguments.settings]
     if arguments.kind == "shapes":
