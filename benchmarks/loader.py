@@ -28,6 +28,7 @@ from skimage import data
 from dinov2kit.train.colours import finish_crops
 from dinov2kit.train.crops import CropRecipe, Crops, cut_crops
 from dinov2kit.train.image_sets import ImageSet, open_images
+from dinov2kit.train.batches import CropReading
 from dinov2kit.train.loader import Loader
 from dinov2kit.views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -120,9 +121,7 @@ def rate(work: Callable[[list[int]], object], count: int) -> float:
 def through_loader(images: ImageSet, workers: int, steps: int) -> tuple[float, float]:
     """Return images per second after the first batch, and the seconds until that."""
     loader = Loader(
-        images,
-        RECIPE,
-        seed=0,
+        CropReading(images, RECIPE, 0),
         batch=BATCH,
         micro_batch=BATCH,
         rank=0,

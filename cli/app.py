@@ -16,6 +16,7 @@ from . import (
     console,
     curate,
     dedup,
+    distill,
     doctor,
     embed,
     evaluation,
@@ -79,7 +80,7 @@ def root(
 
 
 for _module in (
-    *(index, search, dedup, curate, store, transfer, match, pca, embed, train, adapt),
+    *(index, search, dedup, curate, store, transfer, match, pca, embed, train, distill, adapt),
     *(runs, evaluation, models),
     *(doctor, completion),
 ):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dinov2kit.train import TrainPlan, TrainProgress, TrainReport
 
-_STAGES = {"train": "Training", "eval": "Measuring", "save": "Saving"}
+_STAGES = {"teach": "Asking", "train": "Training", "eval": "Measuring", "save": "Saving"}
 
 
 def train(
@@ -55,10 +55,10 @@ def train(
     arguments = settings or []
     resolved = read_train_settings(arguments)
     if slurm is not None:
-        _submit(slurm, arguments, resolved.config.out, as_json=as_json)
+        send(slurm, ["train", *arguments], resolved.config.out, as_json=as_json)
         return
     if dry_run:
-        _show_plan(plan_training(resolved), as_json=as_json)
+        show_plan(plan_training(resolved), as_json=as_json)
         return
     processes = nproc or default_processes(resolved.config.device)
     if processes > 1:
@@ -67,14 +67,14 @@ def train(
             code = launch(["train", *arguments, *flags], processes, stop=stop)
         raise typer.Exit(code)
     with console.progress(quiet=quiet) as bars, stoppable(cluster=True) as stop:
-        report = fit(resolved, watch=_watch(bars), stop=stop)
+        report = fit(resolved, watch=watch(bars), stop=stop)
     if report.leads:
-        _show_report(report, as_json=as_json, quiet=quiet)
+        show_report(report, as_json=as_json, quiet=quiet)
     if report.state == "stopped":
         raise typer.Exit(console.INTERRUPTED)
 
 
-def _watch(bars: Bars) -> Callable[[TrainProgress], None]:
+def watch(bars: Bars) -> Callable[[TrainProgress], None]:
     """Return a callback that shows how far the run is, how fast, and how well it learns."""
     task = bars.add_task("Starting", total=None, note="")
 
@@ -84,6 +84,8 @@ def _watch(bars: Bars) -> Callable[[TrainProgress], None]:
         line, notes = progress.line, []
         if progress.images_per_second:
             notes.append(f"{progress.images_per_second:,.0f} img/s")
+        if line.get("class_token_distance") is not None:
+            notes.append(f"cosine {1 - line['class_token_distance']:.3f}")
         if line.get("loss_over_lnk") is not None:
             notes.append(f"loss/ln K {line['loss_over_lnk']:.3f}")
         if line.get("eval_knn") is not None:
@@ -99,7 +101,8 @@ def _watch(bars: Bars) -> Callable[[TrainProgress], None]:
     return show
 
 
-def _submit(request: str, arguments: list[str], out: object, *, as_json: bool) -> None:
+def send(request: str, arguments: list[str], out: object, *, as_json: bool) -> None:
+    """Write the file for SLURM and submit it."""
     from pathlib import Path
 
     from dinov2kit.train import read_request, submit
@@ -126,7 +129,8 @@ def _show_presets(*, as_json: bool) -> None:
     console.show_table(table)
 
 
-def _show_plan(plan: TrainPlan, *, as_json: bool) -> None:
+def show_plan(plan: TrainPlan, *, as_json: bool) -> None:
+    """Print what a run would do."""
     if as_json:
         console.emit_json("train-plan/1", plan.to_json())
         return
@@ -160,7 +164,8 @@ def _show_plan(plan: TrainPlan, *, as_json: bool) -> None:
         console.warn(said)
 
 
-def _show_report(report: TrainReport, *, as_json: bool, quiet: bool) -> None:
+def show_report(report: TrainReport, *, as_json: bool, quiet: bool) -> None:
+    """Print what a run did."""
     if as_json:
         console.emit_json("train/1", report.to_json())
     elif report.export is not None:

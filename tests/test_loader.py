@@ -20,7 +20,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from dinov2kit.errors import ArgumentError, ImageError, KitError
 from dinov2kit.train.crops import CropRecipe, cut_crops
-from dinov2kit.train.loader import Batch, Loader
+from dinov2kit.train.batches import Batch, CropReading
+from dinov2kit.train.loader import Loader
 from dinov2kit.train.order import sample_index
 
 RECIPE = CropRecipe(12, 8, 3)
@@ -85,9 +86,7 @@ def made(
     settings = {"rank": 0, "world": 1, "workers": 0, **rest}
     start, stop = steps
     return Loader(
-        images,
-        RECIPE,
-        seed=SEED,
+        CropReading(images, RECIPE, SEED),
         batch=batch,
         micro_batch=micro_batch,
         start_step=start,
@@ -184,9 +183,7 @@ def test_a_set_without_a_readable_image_is_an_error_with_its_reason() -> None:
 
 def test_without_local_crops_there_are_none() -> None:
     loader = Loader(
-        Noise(),
-        CropRecipe(12, 8, 0),
-        seed=SEED,
+        CropReading(Noise(), CropRecipe(12, 8, 0), SEED),
         batch=4,
         micro_batch=2,
         rank=0,

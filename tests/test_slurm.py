@@ -8,7 +8,7 @@ import pytest
 from dinov2kit.errors import ArgumentError, DependencyError
 from dinov2kit.train.slurm import SlurmRequest, job_file, read_request, submit
 
-ARGUMENTS = ["data=my photos/", "out=runs/a", "optim.lr=1e-3"]
+ARGUMENTS = ["train", "data=my photos/", "out=runs/a", "optim.lr=1e-3"]
 
 
 def test_a_request_is_read_and_the_rest_keeps_its_default() -> None:
@@ -57,7 +57,7 @@ def test_the_job_runs_the_command_and_queues_itself_again_after_130(tmp_path: Pa
     )
     assert done.returncode == 130
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
-    assert (tmp_path / "srun.txt").read_text().splitlines()[-4:] == ["train", *ARGUMENTS]
+    assert (tmp_path / "srun.txt").read_text().splitlines()[-4:] == ARGUMENTS
     for line in ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=1-01:00:00", "--requeue"):
         assert f"#SBATCH {line}\n" in text
 

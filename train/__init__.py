@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .adapting import adapt, plan_adapt
     from .curves import draw_curves
     from .exporting import export_run
-    from .fitting import fit
+    from .fitting import distill, fit
     from .held_out import Measure
     from .launching import default_processes, launch
     from .plan import TrainPlan, plan_training
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from .runs import RunFacts, Score, follow_run, list_runs, run_status
     from .settings import read_settings
     from .slurm import SlurmRequest, read_request, submit
+    from .teachers import Seen, Teacher, open_teacher
     from .train_config import TrainConfig
     from .train_report import TrainProgress, TrainReport
-    from .train_settings import read_train_settings
+    from .train_settings import read_distill_settings, read_train_settings
 
 _HOME = {  # public name -> module
     "AdaptConfig": "adapt_config",
@@ -37,12 +38,15 @@ _HOME = {  # public name -> module
     "RunFacts": "runs",
     "Score": "runs",
     "SlurmRequest": "slurm",
+    "Seen": "teachers",
+    "Teacher": "teachers",
     "TrainConfig": "train_config",
     "TrainPlan": "plan",
     "TrainProgress": "train_report",
     "TrainReport": "train_report",
     "adapt": "adapting",
     "default_processes": "launching",
+    "distill": "fitting",
     "draw_curves": "curves",
     "export_run": "exporting",
     "fit": "fitting",
@@ -50,8 +54,10 @@ _HOME = {  # public name -> module
     "launch": "launching",
     "list_presets": "presets",
     "list_runs": "runs",
+    "open_teacher": "teachers",
     "plan_adapt": "adapting",
     "plan_training": "plan",
+    "read_distill_settings": "train_settings",
     "read_request": "slurm",
     "read_settings": "settings",
     "read_train_settings": "train_settings",
@@ -69,13 +75,16 @@ __all__ = [
     "Resolved",
     "RunFacts",
     "Score",
+    "Seen",
     "SlurmRequest",
+    "Teacher",
     "TrainConfig",
     "TrainPlan",
     "TrainProgress",
     "TrainReport",
     "adapt",
     "default_processes",
+    "distill",
     "draw_curves",
     "export_run",
     "fit",
@@ -83,8 +92,10 @@ __all__ = [
     "launch",
     "list_presets",
     "list_runs",
+    "open_teacher",
     "plan_adapt",
     "plan_training",
+    "read_distill_settings",
     "read_request",
     "read_settings",
     "read_train_settings",

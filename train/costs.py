@@ -52,7 +52,7 @@ def count_costs(config: TrainConfig, *, micro_batch: int, precision: str) -> Cos
         WeightsError: there is no such architecture.
     """
     shape = backbone_config(config)
-    backbone, heads = count_parameters(config.loss, shape)
+    backbone, heads = count_parameters(config.loss, config.distill, shape)
     parameters = backbone + heads
     crops = config.crops
     tokens_global = _tokens(shape, crops.global_size)

@@ -7,6 +7,7 @@ its own stretch of one stream of numbers. Boxes are in whole pixels of the image
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from .synthetic_pairs import keyed
 
 GLOBAL_CROPS = 2
 
-_VIEWS = 5  # a key of random numbers
+_VIEWS, _ALONE, _ALONE_COLOURS = 5, 12, 13  # keys of random numbers
 _TRIES, _NUMBERS = 10, 54  # of a box; random numbers of a view: 4 for each try, the flip, and the colours
 _RATIOS = (math.log(3 / 4), math.log(4 / 3))  # width over height of a box
 _SIGMAS = (0.1, 2.0)  # of the blur, in pixels
@@ -118,6 +119,44 @@ def cut_crops(pixels: Pixels, recipe: CropRecipe, *, seed: int, sample: int) -> 
         colours[:GLOBAL_CROPS],
         colours[GLOBAL_CROPS:],
     )
+
+
+class View(NamedTuple):
+    """One view of an image: a part of it, perhaps mirrored."""
+
+    box: Box
+    mirrored: bool
+
+
+def draw_view(width: int, height: int, recipe: CropRecipe, *, seed: int, key: Sequence[int]) -> View:
+    """Draw a view of an image as a large crop is drawn, where views stand alone.
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        recipe: how.
+        seed: of everything random, 0 or more.
+        key: what the view follows from besides the seed.
+    """
+    numbers = keyed(seed, _ALONE, *key).random(4 * _TRIES + 1).tolist()
+    return View(draw_box(numbers, width, height, recipe.global_scale), numbers[4 * _TRIES] < recipe.flip)
+
+
+def cut_view(pixels: Pixels, view: View, size: int) -> UInt8[np.ndarray, "{size} {size} c"]:
+    """Cut one view of an image, see `cut_crops`."""
+    cut = np.empty((size, size, pixels.shape[2]), np.uint8)
+    part = _part([np.ascontiguousarray(pixels)], view.box, size)
+    _fill(cut, part, mirrored=view.mirrored)
+    return cut
+
+
+def draw_view_colours(
+    recipe: CropRecipe, *, in_colour: bool, seed: int, sample: int
+) -> Float32[np.ndarray, " p"]:
+    """Draw how a view that stands alone is coloured: as a small crop is."""
+    numbers = keyed(seed, _ALONE_COLOURS, sample).random((GLOBAL_CROPS + 1, _NUMBERS - 4 * _TRIES - 1))
+    *_, colours = _draw_colours(numbers, recipe, in_colour=in_colour)
+    return np.asarray(colours, np.float32)
 
 
 def draw_box(numbers: list[float], width: int, height: int, scale: tuple[float, float]) -> Box:

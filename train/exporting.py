@@ -25,6 +25,7 @@ from dinov2kit.weights import LoadedModel, convert_model, load_model
 from .onnx_files import write_onnx
 
 TEACHER_FILE, HEADS_FILE, CARD_FILE = "teacher.safetensors", "heads.safetensors", "card.json"
+PROJECTORS_FILE = "projectors.safetensors"
 LAYOUTS = (*FORMATS, "onnx")
 
 _HEADS_SCHEMA = "1"
@@ -53,16 +54,19 @@ def write_export(
     config: ViTConfig,
     heads: Mapping[str, Tensor],
     card: Mapping[str, object],
+    projectors: Mapping[str, Tensor] | None = None,
 ) -> Export:
     """Write a backbone, its heads and a card; an older export stays until the new one is whole and checked.
 
     Args:
-        folder: gets teacher.safetensors, heads.safetensors and card.json, and nothing else.
+        folder: gets teacher.safetensors, heads.safetensors, card.json, and projectors.safetensors if there are
+            projectors; and nothing else.
         state: the backbone, in released naming.
         config: its shape.
         heads: tensors of projection heads, named dino_head.* and ibot_head.*.
         card: facts for a person to read, ready for JSON. `mean`, `std` and `image_size` also go into
             teacher.safetensors, so that `Encoder` prepares images as training did.
+        projectors: tensors of what guesses the tokens of a teacher, and the means of these.
 
     Raises:
         ArgumentError: the folder cannot be written, or the card holds what JSON cannot say.
@@ -76,6 +80,9 @@ def write_export(
         temporary.mkdir(parents=True)
         write_checkpoint(state, config, temporary / TEACHER_FILE, metadata=_texts(card, config))
         save_safetensors(heads, temporary / HEADS_FILE, _head_texts(heads))
+        if projectors:
+            plain = {name: tensor.detach().cpu() for name, tensor in projectors.items()}
+            save_safetensors(plain, temporary / PROJECTORS_FILE, {})
         digest = state_digest(state, config)
         facts = {"weights_sha256": digest, "config": asdict(config), "heads": head_shapes(heads), **card}
         _write_card(facts, temporary / CARD_FILE)

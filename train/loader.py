@@ -10,63 +10,25 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from types import ModuleType
+from typing import Generic
 
 import cv2
 import numpy as np
-import torch
-from jaxtyping import Float32, Int64, UInt8
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dinov2kit.errors import ArgumentError, KitError
 
-from .bad_images import Bad, read_or_replace
-from .crops import CropRecipe, cut_crops
-from .image_sets import ImageSet
-from .order import sample_index
+from .batches import Read, Reading
 
 _AHEAD = 2  # micro-batches that each process prepares
 _FAREWELL_S = 5.0
 _LEFT_TO_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The crops of b images; crop j of image i is row j * b + i.
-
-    Attributes:
-        global_pixels: two of each image.
-        global_colours: see `finish_crops`.
-        local_pixels: the small ones.
-        local_colours: the same.
-        samples: number of the sample of each image in the run.
-        replaced: the images that could not be read; others stand in for them.
-    """
-
-    global_pixels: UInt8[Tensor, "two_b g g c"]
-    global_colours: Float32[Tensor, "two_b p"]
-    local_pixels: UInt8[Tensor, "many_b l l c"]
-    local_colours: Float32[Tensor, "many_b p"]
-    samples: Int64[Tensor, " b"]
-    replaced: list[Bad]
-
-    def pin_memory(self) -> Batch:
-        """Return the same with its pixels where a GPU fetches them by itself; torch calls this."""
-        return Batch(
-            self.global_pixels.pin_memory(),
-            self.global_colours,
-            self.local_pixels.pin_memory(),
-            self.local_colours,
-            self.samples,
-            self.replaced,
-        )
-
-
-class Loader:
+class Loader(Generic[Read]):
     """The micro-batches of one process of a run, in order.
 
     Step s has the samples s * batch to (s + 1) * batch - 1. Each micro-batch takes the next
@@ -77,9 +39,7 @@ class Loader:
     called, which needs no `__main__` guard.
 
     Args:
-        images: the set.
-        recipe: how crops are cut.
-        seed: of everything random.
+        reading: what makes micro-batches.
         batch: images in a step, in all processes of the run.
         micro_batch: images at a time in one process.
         rank: number of this process.
@@ -95,10 +55,8 @@ class Loader:
 
     def __init__(
         self,
-        images: ImageSet,
-        recipe: CropRecipe,
+        reading: Reading[Read],
         *,
-        seed: int,
         batch: int,
         micro_batch: int,
         rank: int,
@@ -120,9 +78,7 @@ class Loader:
                 "wanted a rank below the number of processes, and nothing below 0"
             )
         self._batches = _MicroBatches(
-            images,
-            recipe,
-            seed=seed,
+            reading,
             size=micro_batch,
             stride=at_once,
             first=start_step * batch + rank * micro_batch,
@@ -135,7 +91,7 @@ class Loader:
         waited, self._waited = self._waited, 0.0
         return waited
 
-    def __iter__(self) -> Generator[Batch, None, None]:
+    def __iter__(self) -> Generator[Read, None, None]:
         """Yield micro-batches from the first step on; ends the processes when it is closed.
 
         Raises:
@@ -162,7 +118,7 @@ class Loader:
                 reader.kill()
                 reader.join(_FAREWELL_S)
 
-    def _torch_loader(self) -> DataLoader[Batch | KitError]:
+    def _torch_loader(self) -> DataLoader[Read | KitError]:
         if not self._workers:
             return DataLoader(self._batches, batch_size=None, pin_memory=self._pin)
         context = multiprocessing.get_context("forkserver")
@@ -178,60 +134,26 @@ class Loader:
         )
 
 
-class _MicroBatches(Dataset[Batch | KitError]):
+class _MicroBatches(Dataset[Read | KitError]):
     """The micro-batches of one process, by number from the first step on."""
 
-    def __init__(
-        self,
-        images: ImageSet,
-        recipe: CropRecipe,
-        *,
-        seed: int,
-        size: int,
-        stride: int,
-        first: int,
-        count: int,
-    ) -> None:
-        self._images, self._recipe, self._seed = images, recipe, seed
-        self._size, self._stride, self._first, self._count = size, stride, first, count
+    def __init__(self, reading: Reading[Read], *, size: int, stride: int, first: int, count: int) -> None:
+        self._reading, self._size, self._stride = reading, size, stride
+        self._first, self._count = first, count
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, number: int) -> Batch | KitError:
+    def __getitem__(self, number: int) -> Read | KitError:
         """Return a micro-batch, or why there is none: torch would raise it with another text and no hint."""
+        first = self._first + number * self._stride
         try:
-            return self._read(number)
+            return self._reading.read(np.arange(first, first + self._size, dtype=np.int64))
         except KitError as error:
             return error
 
-    def _read(self, number: int) -> Batch:
-        first = self._first + number * self._stride
-        samples = np.arange(first, first + self._size, dtype=np.int64)
-        chosen = sample_index(samples, len(self._images), seed=self._seed)
-        views, replaced = [], []
-        for sample, index in zip(samples.tolist(), chosen.tolist(), strict=True):
-            pixels, _, bad = read_or_replace(self._images, index, seed=self._seed)
-            replaced += bad
-            views.append(cut_crops(pixels, self._recipe, seed=self._seed, sample=sample))
-        return Batch(
-            _crop_major([crops.global_pixels for crops in views]),
-            _crop_major([crops.global_colours for crops in views]),
-            _crop_major([crops.local_pixels for crops in views]),
-            _crop_major([crops.local_colours for crops in views]),
-            torch.from_numpy(samples),
-            replaced,
-        )
 
-
-def _crop_major(views: list[np.ndarray]) -> Tensor:
-    """Put the first crops of all images before the second ones, and so on."""
-    stacked = np.stack(views, axis=1)
-    crops, images, *rest = stacked.shape
-    return torch.from_numpy(stacked.reshape(crops * images, *rest))
-
-
-def _next(batches: Iterator[Batch | KitError], readers: list[BaseProcess]) -> Batch | KitError | None:
+def _next(batches: Iterator[Read | KitError], readers: list[BaseProcess]) -> Read | KitError | None:
     """Return the next micro-batch or why there is none; None after the last."""
     try:
         return next(batches, None)

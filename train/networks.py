@@ -15,8 +15,10 @@ from dinov2kit.architectures import ViTConfig, find_architecture
 from dinov2kit.errors import WeightsError
 from dinov2kit.vit import VisionTransformer
 
+from .distill_settings import DistillSettings
 from .heads import ProjectionHead
 from .parallel import World, share_modules
+from .projectors import Projector, TokenMean
 from .starting import starting_heads, starting_weights
 from .targets import Centre
 from .train_config import TrainConfig
@@ -30,12 +32,14 @@ class Networks:
     """What a run trains, and what it learns from.
 
     Attributes:
-        student: `backbone`, `dino_head` and, unless the head is shared, `ibot_head`.
+        student: `backbone`, `dino_head` and, unless the head is shared, `ibot_head`; where tokens of another
+            network are guessed, `backbone`, `class_projector` and perhaps `patch_projector`.
         teacher: the same, frozen; a moving average of the student.
         gram_teacher: an earlier teacher whose patch tokens are kept alike; None where that is not wanted.
-        centres: the running means of teacher logits, `dino` and `ibot`; they are used where targets are
-            centred instead of balanced.
+        centres: the running means of teacher logits, `dino` and `ibot`, used where targets are centred
+            instead of balanced; or of the tokens of another network, `class_token` and `patch_tokens`.
         config: the shape of both backbones.
+        guide: the frozen heads of a finished teacher; None where there are none.
         notes: how the weights were made, in sentences.
     """
 
@@ -44,6 +48,7 @@ class Networks:
     gram_teacher: VisionTransformer | None
     centres: nn.ModuleDict
     config: ViTConfig
+    guide: nn.ModuleDict | None = None
     notes: tuple[str, ...] = ()
 
     @torch.no_grad()
@@ -92,10 +97,18 @@ def backbone_config(config: TrainConfig) -> ViTConfig:
     )
 
 
-def build_networks(config: TrainConfig, world: World, *, precision: str) -> Networks:
+def build_networks(
+    config: TrainConfig, world: World, *, precision: str, guide: nn.ModuleDict | None = None
+) -> Networks:
     """Make student and teacher, equal at the start, on the device and spread over the processes.
 
     Weights are drawn on the CPU, so that they depend on the seed alone.
+
+    Args:
+        config: the settings.
+        world: the processes.
+        precision: of the networks.
+        guide: heads of a finished teacher, on the device.
 
     Raises:
         WeightsError: what the run should start from cannot be had or does not fit.
@@ -105,9 +118,7 @@ def build_networks(config: TrainConfig, world: World, *, precision: str) -> Netw
     notes = _start(student, config, shape)
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     gram_teacher, gram_notes = _gram_teacher(config, shape, teacher)
-    centres = nn.ModuleDict(
-        {"dino": Centre(config.loss.prototypes), "ibot": Centre(_ibot_prototypes(config))}
-    )
+    centres = _centres(config)
     frozen = [*teacher.values(), *([gram_teacher] if gram_teacher else [])]
     for module in (student, centres, *frozen):
         module.to(world.device)
@@ -119,7 +130,7 @@ def build_networks(config: TrainConfig, world: World, *, precision: str) -> Netw
         for network in [backbone, *frozen]:
             for block in network.blocks if isinstance(network, VisionTransformer) else ():
                 block.compile(dynamic=False)
-    return Networks(student, teacher, gram_teacher, centres, shape, (*notes, *gram_notes))
+    return Networks(student, teacher, gram_teacher, centres, shape, guide, (*notes, *gram_notes))
 
 
 def compiles(config: TrainConfig, world: World) -> bool:
@@ -136,21 +147,23 @@ def _sharding(config: TrainConfig, world: World) -> str:
     if world.device.type != "cuda":
         return "replicate"
     _, memory = torch.cuda.mem_get_info(world.device)
-    state = STATE_BYTES * sum(count_parameters(config.loss, backbone_config(config)))
+    state = STATE_BYTES * sum(count_parameters(config.loss, config.distill, backbone_config(config)))
     return "fsdp" if 4 * state > memory else "replicate"
 
 
 @lru_cache(maxsize=32)
-def count_parameters(loss: LossSettings, shape: ViTConfig) -> tuple[int, int]:
-    """Return how many numbers are learned: in the backbone, and in its heads."""
+def count_parameters(loss: LossSettings, distill: DistillSettings, shape: ViTConfig) -> tuple[int, int]:
+    """Return how many numbers are learned: in the backbone, and in its heads or projectors."""
     with torch.device("meta"):
-        network = build_modules(loss, shape)
+        network = build_modules(loss, distill, shape)
     counts = {name: sum(each.numel() for each in module.parameters()) for name, module in network.items()}
     return counts.pop("backbone"), sum(counts.values())
 
 
-def build_modules(loss: LossSettings, shape: ViTConfig) -> nn.ModuleDict:
-    """Return a backbone of a shape with the heads that the losses want, their weights not yet drawn."""
+def build_modules(loss: LossSettings, distill: DistillSettings, shape: ViTConfig) -> nn.ModuleDict:
+    """Return a backbone of a shape with the heads or projectors that are wanted, its weights not drawn."""
+    if distill.by_features:
+        return nn.ModuleDict({"backbone": VisionTransformer(shape), **_projectors(distill, shape.embed_dim)})
     modules: dict[str, nn.Module] = {
         "backbone": VisionTransformer(shape),
         "dino_head": ProjectionHead(
@@ -172,19 +185,36 @@ def build_modules(loss: LossSettings, shape: ViTConfig) -> nn.ModuleDict:
     return nn.ModuleDict(modules)
 
 
+def _projectors(distill: DistillSettings, dim: int) -> dict[str, Projector]:
+    assert distill.class_dim is not None, "the teacher said it"
+    projectors = {"class_projector": Projector(dim, distill.class_dim, hidden=distill.hidden)}
+    if distill.patch_dim is not None and distill.patch_tokens:
+        projectors["patch_projector"] = Projector(dim, distill.patch_dim, hidden=distill.hidden)
+    return projectors
+
+
+def _centres(config: TrainConfig) -> nn.ModuleDict:
+    distill = config.distill
+    if not distill.by_features:
+        counts = {"dino": config.loss.prototypes, "ibot": _ibot_prototypes(config)}
+        return nn.ModuleDict({name: Centre(count) for name, count in counts.items()})
+    dims = {"class_token": distill.class_dim, "patch_tokens": distill.patch_dim}
+    return nn.ModuleDict({name: TokenMean(dim) for name, dim in dims.items() if dim is not None})
+
+
 def _ibot_prototypes(config: TrainConfig) -> int:
     return config.loss.prototypes if config.loss.shared_head else config.loss.ibot_prototypes
 
 
 def _draw(config: TrainConfig, shape: ViTConfig) -> nn.ModuleDict:
     with torch.device("meta"):
-        network = build_modules(config.loss, shape)
+        network = build_modules(config.loss, config.distill, shape)
     network.to_empty(device="cpu")
     with torch.no_grad():  # what stays undrawn must not pass for a weight
         for parameter in network.parameters():
             parameter.fill_(torch.nan)
     for number, module in enumerate(network.values()):
-        assert isinstance(module, VisionTransformer | ProjectionHead)
+        assert isinstance(module, VisionTransformer | ProjectionHead | Projector)
         module.init_weights(torch.Generator().manual_seed((config.seed * 8 + number) % 2**63))
     return network.train()
 
@@ -195,7 +225,7 @@ def _start(student: nn.ModuleDict, config: TrainConfig, shape: ViTConfig) -> lis
         return ["all weights are drawn from the seed"]
     notes: list[str] = []
     student["backbone"].load_state_dict(starting_weights(shape, config.init, report=notes.append))
-    found = starting_heads(config.init)
+    found = None if config.distill.by_features else starting_heads(config.init)
     if found is None:
         return [*notes, f"{config.init} has no heads: they are drawn from the seed"]
     heads, _ = found

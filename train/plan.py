@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
+from .batches import Batch
 from .loader import Loader
 from .parallel import World, joined_world
 from .run_checkpoints import find_checkpoints
 from .run_setup import Setup, free_memory, set_up
-from .ssl_step import crop_recipe
+from .taught_batches import TaughtBatch
 from .train_config import TrainConfig, span_steps
 from .train_settings import Resolved, given
 from .trainer import Trainer
@@ -174,13 +175,17 @@ def measure_speed(setup: Setup, world: World) -> Speed:
     }  # as fast, and no download
     short = {"batch": micro * world.size, "steps": max(config.steps or 0, _STEPS)}
     small = config.model_copy(update={**anew, **short})
-    trainer = Trainer(small, world, precision=setup.precision)
+    lessons = setup.lessons
+    guide = None if lessons is None else lessons.heads
+    trainer = Trainer(small, world, precision=setup.precision, guide=guide)
     times = []
     loader = _loader(setup, small)
     with closing(iter(loader)) as batches:
         for _ in range(_STEPS):
             started = time.perf_counter()
-            trainer.update(list(islice(batches, trainer.micro_batches)), look=False)
+            mine = list(islice(batches, trainer.micro_batches))
+            seen = None if lessons is None else [lessons.ask(batch, world) for batch in mine]
+            trainer.update(mine, look=False, lessons=seen)
             if world.device.type == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - started)
@@ -188,12 +193,10 @@ def measure_speed(setup: Setup, world: World) -> Speed:
     return Speed(seconds, memory_in_use(world.device), reading, measured=True)
 
 
-def _loader(setup: Setup, config: TrainConfig) -> Loader:
+def _loader(setup: Setup, config: TrainConfig) -> Loader[Batch | TaughtBatch]:
     assert config.scale.micro_batch is not None
     return Loader(
-        setup.images,
-        crop_recipe(config),
-        seed=config.seed,
+        setup.reading(),
         batch=config.batch,
         micro_batch=config.scale.micro_batch,
         rank=0,

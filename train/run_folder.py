@@ -20,6 +20,7 @@ from dinov2kit.errors import ArgumentError, KitError
 
 from .exporting import write_export
 from .parallel import World, gathered
+from .projectors import Projector
 from .run_checkpoints import find_checkpoints, load_checkpoint, prune_checkpoints, save_checkpoint
 from .run_config import differences, read_run_config, write_run_config
 from .run_record import read_record, write_record
@@ -105,10 +106,15 @@ class RunFolder:
         teacher = trainer.networks.teacher
         backbone = gathered(teacher["backbone"].state_dict(), self.world)
         heads: dict[str, Tensor] = {}
+        projectors: dict[str, Tensor] = {}
         for name, module in teacher.items():
             if name != "backbone":
                 state = gathered(module.state_dict(), self.world)
-                heads |= {f"{name}.{key}": value for key, value in state.items()}
+                named = projectors if isinstance(module, Projector) else heads
+                named |= {f"{name}.{key}": value for key, value in state.items()}
+        if projectors:
+            centres = trainer.networks.centres.state_dict()
+            projectors |= {f"{name}": value for name, value in centres.items() if name.endswith(".mean")}
         if not self.world.leads:
             return
         usual = normalisation(self.setup.config)
@@ -117,6 +123,7 @@ class RunFolder:
             state=backbone,
             config=trainer.networks.config,
             heads=heads,
+            projectors=projectors,
             card={
                 **card,
                 "step": trainer.step,

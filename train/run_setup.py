@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +14,16 @@ from dinov2kit.decoding import default_workers
 from dinov2kit.encoder import computes_bf16
 from dinov2kit.errors import ArgumentError, DeviceMemoryError
 
+from .batches import Batch, CropReading, Reading
 from .costs import Costs, count_costs
 from .image_sets import ImageSet, open_images
+from .lessons import Lessons, open_lessons
 from .networks import backbone_config
 from .parallel import World
 from .run_record import read_record
-from .subset import hold_out
+from .ssl_step import crop_recipe
+from .subset import Subset, hold_out
+from .taught_batches import Taught, TaughtBatch, TaughtReading, taught_part
 from .train_config import TrainConfig
 from .train_settings import Resolved, settle
 
@@ -36,6 +41,7 @@ class Setup:
         held_out: what training never sees; None where nothing is held out.
         precision: arithmetic of the networks, "fp32" or "bf16".
         costs: of a step of one process.
+        lessons: the teacher that is no average of the student; None where there is none.
     """
 
     config: TrainConfig
@@ -44,6 +50,7 @@ class Setup:
     held_out: ImageSet | None
     precision: str
     costs: Costs
+    lessons: Lessons | None = None
 
     @property
     def epochs(self) -> float:
@@ -51,18 +58,40 @@ class Setup:
         assert self.config.steps is not None
         return self.config.steps * self.config.batch / len(self.images)
 
+    def reading(self, images: ImageSet | None = None) -> Reading[Batch | TaughtBatch]:
+        """Return what reads micro-batches, of the images to learn from or of others."""
+        chosen, recipe = images or self.images, crop_recipe(self.config)
+        if self.lessons is None or self.lessons.by == "prototypes":
+            return CropReading(chosen, recipe, self.config.seed)
+        features = self.lessons.features
+        return TaughtReading(
+            chosen,
+            recipe,
+            self.config.seed,
+            teacher_size=self.lessons.size(self.config),
+            views=self.config.distill.views,
+            taught=None if features is None else Taught.match(features, chosen),
+        )
 
-def set_up(resolved: Resolved, world: World) -> Setup:
+
+def set_up(resolved: Resolved, world: World, *, lessons: Lessons | None = None) -> Setup:
     """Open the images, and choose what the settings leave open.
 
     Args:
         resolved: the settings, with what they come from.
         world: the processes.
+        lessons: the teacher, where it is open already.
 
     Raises:
         ArgumentError: settings do not fit each other, the model, or the number of processes.
         ImageError: the images cannot be found.
+        WeightsError: a teacher cannot be had.
     """
+    lessons = lessons or open_lessons(
+        resolved.config, world, precision=choose_precision(resolved.config, world)
+    )
+    if lessons is not None:
+        resolved = lessons.settle(resolved)
     whole = open_images(
         resolved.config.sources,
         channels=resolved.config.reading.channels,
@@ -71,7 +100,12 @@ def set_up(resolved: Resolved, world: World) -> Setup:
     resolved = settle(resolved, images=len(whole))
     config, reasons = resolved.config, dict(resolved.reasons)
     check_crops(config)
-    aside = 0 if config.eval.knn is not None else config.eval.holdout
+    if lessons is not None:
+        lessons.check(config)
+        if lessons.features is not None:
+            taught = taught_part(Taught.match(lessons.features, whole), whole)
+            whole = whole if len(taught) == len(whole) else Subset(whole, taught)
+    aside = 0 if config.eval.knn is not None and not config.distill.by_features else config.eval.holdout
     images, held_out = hold_out(whole, aside, seed=config.seed)
     if config.batch % world.size:
         raise ArgumentError(
@@ -96,7 +130,7 @@ def set_up(resolved: Resolved, world: World) -> Setup:
         }
     )
     costs = count_costs(config, micro_batch=micro, precision=precision)
-    return Setup(config, reasons, images, held_out, precision, costs)
+    return Setup(config, reasons, images, held_out, precision, costs, lessons)
 
 
 def check_memory(setup: Setup, world: World) -> None:
@@ -111,6 +145,31 @@ def check_memory(setup: Setup, world: World) -> None:
             f"one image at a time needs about {needed / 1e9:.1f} GB, of which {free / 1e9:.1f} are free",
             hint="use a smaller model, fewer prototypes, scale.recompute=true, or more devices",
         )
+
+
+def check_together(setups: Sequence[Setup]) -> None:
+    """Refuse runs that cannot go side by side.
+
+    Raises:
+        ArgumentError: they see different views, or share a folder.
+    """
+    first, *others = (setup.config for setup in setups)
+    together = ("data", "seed", "batch", "steps", "device", "reading", "crops", "distill")
+    for other in others:
+        for name in together:
+            if getattr(first, name) != getattr(other, name):
+                raise ArgumentError(
+                    f"students that learn side by side share {name}; it is {getattr(first, name)} and "
+                    f"{getattr(other, name)}",
+                    hint="give it once, or run them one after the other",
+                )
+        if first.scale.micro_batch != other.scale.micro_batch:
+            raise ArgumentError(
+                f"micro-batches are {first.scale.micro_batch} and {other.scale.micro_batch}",
+                hint="set scale.micro_batch to what fits the largest student",
+            )
+    if len({setup.config.out for setup in setups}) < len(setups):
+        raise ArgumentError("each student needs a folder of its own", hint="name every student once")
 
 
 def check_crops(config: TrainConfig) -> None:

@@ -82,7 +82,7 @@ def job_file(request: SlurmRequest, arguments: Sequence[str], out: Path) -> str:
 
     Args:
         request: what to ask of the cluster.
-        arguments: the settings of the run.
+        arguments: of `dinokit`, the command first.
         out: folder of the run, where the job writes its output.
     """
     days, minutes = divmod(request.minutes, 1440)
@@ -100,7 +100,7 @@ def job_file(request: SlurmRequest, arguments: Sequence[str], out: Path) -> str:
         "open-mode": "append",
     }
     header = [f"#SBATCH --{name}={value}" for name, value in settings.items()]
-    command = shlex.join([sys.executable, "-m", "dinov2kit.cli", "train", *arguments])
+    command = shlex.join([sys.executable, "-m", "dinov2kit.cli", *arguments])
     return "\n".join(
         [
             "#!/bin/bash",

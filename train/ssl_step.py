@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from dinov2kit.normalising import Normalisation, usual_normalisation
 from dinov2kit.vit import Tokens, VisionTransformer
 
+from .batches import Batch
 from .colours import finish_crops, no_colours
 from .crops import CropRecipe
 from .gram import gram_loss
 from .heads import ProjectionHead
 from .koleo import koleo
-from .loader import Batch
 from .networks import Networks
 from .parallel import World
+from .projectors import on_grid
 from .soft_cross_entropy import soft_cross_entropy
 from .targets import Centre, Targets, centred_targets, sinkhorn_targets
+from .teachers import Seen
 from .train_config import TrainConfig
 
 GLOBAL_CROPS = 2
@@ -40,13 +42,13 @@ class Views:
         global_crops: two of each of b images.
         local_crops: the small ones.
         gram_crops: the global ones again, larger and without changes of colour; None without a Gram teacher.
-        masks: the patches of the global crops that the student does not see.
+        masks: the patches of the global crops that the student does not see; None where it sees all.
     """
 
     global_crops: Float[Tensor, "two_b c g g"]
     local_crops: Float[Tensor, "many_b c l l"]
     gram_crops: Float[Tensor, "two_b c h h"] | None
-    masks: Bool[Tensor, "two_b n"]
+    masks: Bool[Tensor, "two_b n"] | None
 
     @property
     def images(self) -> int:
@@ -62,18 +64,20 @@ class StepLosses:
         total: what is minimised.
         terms: each loss by its name in the metrics, detached, unweighted. The DINO terms are mean
             cross-entropies in nats; `ibot` over `masked`, the share of masked crops, is one.
-        targets: the targets of the class tokens, for their statistics.
-        known: rows and prototypes of the teacher, by the name of the centre that follows them after the step;
-            empty where targets are balanced.
+        targets: the targets of the class tokens, for their statistics; None where there are no prototypes.
+        known: what the teacher said, by the name of the centre that follows it after the step; empty where
+            targets are balanced.
     """
 
     total: Float[Tensor, ""]
     terms: Mapping[str, Tensor]
-    targets: Targets
-    known: Mapping[str, tuple[Tensor, Tensor]]
+    targets: Targets | None
+    known: Mapping[str, tuple[Tensor, ...]]
 
 
-def make_views(batch: Batch, masks: Bool[Tensor, "two_b n"], config: TrainConfig, world: World) -> Views:
+def make_views(
+    batch: Batch, masks: Bool[Tensor, "two_b n"] | None, config: TrainConfig, world: World
+) -> Views:
     """Bring a batch to the device and finish its crops there."""
     usual = normalisation(config)
 
@@ -92,7 +96,7 @@ def make_views(batch: Batch, masks: Bool[Tensor, "two_b n"], config: TrainConfig
         global_crops=finish(global_pixels, batch.global_colours),
         local_crops=finish(local_pixels, batch.local_colours),
         gram_crops=gram_crops,
-        masks=masks.to(device, non_blocking=True),
+        masks=None if masks is None else masks.to(device, non_blocking=True),
     )
 
 
@@ -148,6 +152,7 @@ def step_losses(
     temperature: float,
     generator: torch.Generator,
     gram: bool = True,
+    lesson: Seen | None = None,
 ) -> StepLosses:
     """Compute all losses of a batch.
 
@@ -161,17 +166,31 @@ def step_losses(
         temperature: of the teacher.
         generator: of the stochastic depth.
         gram: whether the Gram loss counts already.
+        lesson: the tokens of a finished teacher, of the same global crops; None: those of the moving average.
+            Every patch counts then, and none is masked.
     """
     b, chosen = views.images, config.loss
-    image, patch = views.masks.nonzero(as_tuple=True)
     student_global, student_local = _student_tokens(networks, views, config, generator)
+    counted = views.masks
+    if counted is None:
+        counted = student_global.patch_tokens.new_ones(
+            student_global.patch_tokens.shape[:2], dtype=torch.bool
+        )
+    image, patch = counted.nonzero(as_tuple=True)
     with torch.no_grad():
-        teacher = _forward(networks.teacher["backbone"], [views.global_crops], [None])[0]
+        if lesson is None:
+            teacher = _forward(networks.teacher["backbone"], [views.global_crops], [None])[0]
+            said_cls, said_patches, heads = teacher.class_token, teacher.patch_tokens, networks.teacher
+        else:
+            assert networks.guide is not None
+            assert lesson.patch_tokens is not None
+            said_cls, said_patches = lesson.class_token, on_grid(lesson.patch_tokens, count=counted.shape[1])
+            heads = networks.guide
     hidden = student_global.patch_tokens[image, patch]
     cls_rows = torch.cat([student_local.class_token, student_global.class_token])
     student = _project(networks.student, cls_rows, hidden)
     with torch.no_grad():
-        known = _project(networks.teacher, teacher.class_token, teacher.patch_tokens[image, patch])
+        known = _project(heads, said_cls, said_patches[image, patch])
         targets = {
             name: _targets(networks.centres[name], *rows, config=config, world=world, temperature=temperature)
             for name, rows in known.items()
@@ -184,7 +203,7 @@ def step_losses(
     dino_local = _cross_entropy(rows[:local], prototypes, targets["dino"], seen, 2 / (terms * b), config)
     swapped = torch.cat([of_image + b, of_image])[:, None]
     dino_global = _cross_entropy(rows[local:], prototypes, targets["dino"], swapped, 1 / (terms * b), config)
-    weight = (1 / (both * views.masks.sum(dim=1).clamp(min=1).float()))[image]
+    weight = (1 / (both * counted.sum(dim=1).clamp(min=1).float()))[image]
     rows, prototypes = student["ibot"]
     masked = torch.arange(len(rows), device=rows.device)[:, None]
     ibot = soft_cross_entropy(
@@ -220,18 +239,23 @@ def _student_tokens(
     networks: Networks, views: Views, config: TrainConfig, generator: torch.Generator
 ) -> tuple[Tokens, Tokens]:
     backbone = networks.student["backbone"]
-    depth, rate = networks.config.depth, config.backbone.drop_path
-    rates = [rate] * depth
-    if not config.backbone.drop_path_uniform:
-        rates = torch.linspace(0, rate, depth).tolist()
     tokens = _forward(
         backbone,
         [views.global_crops, views.local_crops],
         [views.masks, None],
-        drop_path=rates if rate else (),
+        drop_path=depth_rates(backbone, config),
         generator=generator,
     )
     return tokens[0], tokens[1]
+
+
+def depth_rates(backbone: nn.Module, config: TrainConfig) -> list[float]:
+    """Return the rate of stochastic depth of each block; none where there is no stochastic depth."""
+    assert isinstance(backbone, VisionTransformer)
+    depth, rate = backbone.config.depth, config.backbone.drop_path
+    if not rate:
+        return []
+    return [rate] * depth if config.backbone.drop_path_uniform else torch.linspace(0, rate, depth).tolist()
 
 
 def _forward(backbone: nn.Module, *arguments: object, **settings: object) -> list[Tokens]:

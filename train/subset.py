@@ -56,6 +56,13 @@ class Subset:
         return None if labels is None else [labels[place] for place in self.places.tolist()]
 
 
+def whole_number(images: ImageSet, index: int) -> int:
+    """Return the number of an image in the set that a set was chosen from, or in itself."""
+    while isinstance(images, Subset):
+        index, images = int(images.places[index]), images.whole
+    return index
+
+
 def hold_out(images: ImageSet, count: int, *, seed: int) -> tuple[ImageSet, ImageSet | None]:
     """Set images aside; the choice depends on the seed and the size of the set alone.
 

@@ -7,7 +7,7 @@ memory at once: their logits are computed again, chunk by chunk, when they are a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -219,6 +219,10 @@ class Centre(nn.Module):
     def __init__(self, prototypes: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(prototypes))
+
+    def follow(self, known: Sequence[tuple[Tensor, ...]], group: ProcessGroup | None) -> None:
+        """Move the centre by one step: by the rows of all its micro-batches, and the prototypes."""
+        self.update(torch.cat([rows for rows, _ in known]), known[-1][1], group=group)
 
     @torch.no_grad()
     def update(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, model_validator
 
+from .distill_settings import DistillSettings
 from .train_groups import (
     FROZEN,
     BackboneSettings,
@@ -56,6 +57,7 @@ class TrainConfig(BaseModel):
         loss: losses, heads and targets.
         teacher: the moving average.
         optim: AdamW and its schedules.
+        distill: what is learned from a finished network.
         scale: how the work is laid on the devices.
         eval: what is measured on the way.
         checkpoint: when the run is saved.
@@ -85,6 +87,7 @@ class TrainConfig(BaseModel):
     loss: LossSettings = LossSettings()
     teacher: TeacherSettings = TeacherSettings()
     optim: OptimSettings = OptimSettings()
+    distill: DistillSettings = DistillSettings()
     scale: ScaleSettings = ScaleSettings()
     eval: EvalSettings = EvalSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -131,6 +134,8 @@ class TrainConfig(BaseModel):
         chosen = self.model_dump(mode="json", exclude=apart)
         chosen["reading"].pop("workers")
         chosen["reading"].pop("most_bad")
+        for place in ("teacher", "cache"):  # who the teacher is, its digest says
+            chosen["distill"].pop(place)
         chosen["eval"] = {"holdout": self.eval.holdout}
         chosen["scale"] = {"precision": self.scale.precision}
         return chosen

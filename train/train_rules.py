@@ -55,6 +55,10 @@ def settle(resolved: Resolved, *, images: int) -> Resolved:
 def choose_preset(config: TrainConfig, images: int) -> tuple[str, str]:
     """Return the preset for a run that names none, and why."""
     why = f"rule: {images:,} images"
+    if config.distill.by_features:
+        return "distill-features", "rule: tokens of a teacher are guessed"
+    if config.distill.by_prototypes:
+        return "distill", "rule: the teacher has heads"
     if config.init is not None:
         return "continue", f"rule: it starts from {config.init}"
     if all(str(source).startswith("drawn-shapes") for source in config.sources):
@@ -144,6 +148,10 @@ def _fit_momentum(resolved: Resolved, images: int) -> Resolved:
     if not resolved.bends(key):
         return resolved
     start, end = config.teacher.momentum
+    steps = _steps(config, images)
+    if config.distill.by_features and steps is not None:  # an average that nothing learns from
+        shares = [round(min(max(1 - part / max(steps, 1), 0.0), 0.9999), 6) for part in (200, 20)]
+        return resolved.choose({key: tuple(shares)}, f"rule: {steps:,} steps")
     if resolved.open(key):
         start, batch = _RELEASED_MOMENTUM, _RELEASED_BATCH
     else:
@@ -153,7 +161,6 @@ def _fit_momentum(resolved: Resolved, images: int) -> Resolved:
             return resolved
     fitted = max(1 - (1 - start) * config.batch / batch, 0.9)
     said = f"rule: batch {config.batch:,}, {start:g} at {batch:,}"
-    steps = _steps(config, images)
     if resolved.open(key) and steps is not None and fitted > 1 - 20 / max(steps, 40):
         fitted, said = 1 - 20 / max(steps, 40), f"rule: {steps:,} steps"
     return resolved.choose({key: (round(min(fitted, end), 6), end)}, said)

@@ -18,7 +18,7 @@ from .train_config import BUDGETS, TrainConfig
 from .train_rules import apply_preset, settle
 from .written import Written, read_yaml_file
 
-__all__ = ["Resolved", "given", "read_train_settings", "settle"]
+__all__ = ["Resolved", "given", "read_distill_settings", "read_train_settings", "settle"]
 
 _TWINS = (("loss.prototypes", "loss.ibot_prototypes"), ("loss.bottleneck", "loss.ibot_bottleneck"))
 
@@ -51,6 +51,40 @@ def read_train_settings(arguments: Sequence[str]) -> Resolved:
     config = fit_settings(TrainConfig, written)
     reasons = {name: written[name].source if name in written else DEFAULT for name in known}
     return Resolved(config, reasons, notes)
+
+
+def read_distill_settings(arguments: Sequence[str]) -> list[Resolved]:
+    """Read the settings of one run for each student from `key=value` arguments.
+
+    Besides those of `read_train_settings` there are `teacher=`, which is distill.teacher, and `student=`,
+    which is model. Several students, `student=[vitt14,vits14]`, learn side by side in folders of their names
+    in `out`.
+
+    Raises:
+        ArgumentError: as for `read_train_settings`; or there is no teacher, or a student is named twice.
+    """
+    plain, students = [], list[str]()
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "student" and value:
+            students += [name.strip() for name in value.strip("[] ").split(",")]
+        else:
+            plain.append(f"distill.{argument}" if key == "teacher" else argument)
+    if len(set(students)) < len(students) or "" in students:
+        raise ArgumentError(f"student is {', '.join(students)}; wanted different names")
+    several = len(students) > 1
+    found = []
+    for student in students or [None]:
+        resolved = read_train_settings(plain if student is None else [*plain, f"model={student}"])
+        if resolved.config.distill.teacher is None:
+            raise ArgumentError(
+                "a student learns from a teacher, and there is none",
+                hint="add teacher=, a run, a model, hf:NAME or a file of features; without: dinokit train",
+            )
+        if several:
+            resolved = resolved.choose({"out": resolved.config.out / str(student)}, GIVEN)
+        found.append(resolved)
+    return found
 
 
 def given(config: TrainConfig) -> Resolved:

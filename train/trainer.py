@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -14,15 +15,19 @@ from torch import Tensor, nn
 from dinov2kit.errors import DeviceMemoryError, KitError
 from dinov2kit.vit import Tokens
 
+from .batches import Batch
 from .colours import finish_crops, no_colours
-from .loader import Batch
+from .feature_step import feature_losses, view_crops
 from .masks import draw_masks
 from .networks import Networks, build_networks
 from .optimizer import build_optimizer, clip_by_module, set_rates
 from .parallel import World, average_gradients_now
+from .projectors import TokenMean
 from .schedules import Rates, backbone_frozen, schedule_at
-from .ssl_step import GLOBAL_CROPS, arithmetic, make_views, normalisation, step_losses
+from .ssl_step import GLOBAL_CROPS, StepLosses, arithmetic, make_views, normalisation, step_losses
 from .targets import Centre, TargetStatistics
+from .taught_batches import TaughtBatch
+from .teachers import Seen
 from .train_config import TrainConfig, span_steps
 
 _DEPTH = 3  # a key of random numbers: which samples stochastic depth drops
@@ -65,14 +70,17 @@ class Trainer:
         config: settled, with its length in steps and its micro-batch.
         world: the processes.
         precision: "fp32" or "bf16", of the networks; losses and updates are in fp32.
+        guide: heads of a finished teacher, where prototypes of one are compared.
 
     Raises:
         WeightsError: what the run starts from cannot be had or does not fit.
     """
 
-    def __init__(self, config: TrainConfig, world: World, *, precision: str) -> None:
+    def __init__(
+        self, config: TrainConfig, world: World, *, precision: str, guide: nn.ModuleDict | None = None
+    ) -> None:
         self.config, self.world, self.precision = config, world, precision
-        self.networks: Networks = build_networks(config, world, precision=precision)
+        self.networks: Networks = build_networks(config, world, precision=precision, guide=guide)
         self._modules: dict[str, nn.Module] = dict(self.networks.student.items())
         self.optimizer = build_optimizer(self._modules, config)
         self.step = 0
@@ -91,13 +99,18 @@ class Trainer:
         return schedule_at(self.config, self.step)
 
     def update(
-        self, batches: Sequence[Batch] | Iterable[Batch], *, look: bool
+        self,
+        batches: Sequence[Batch | TaughtBatch],
+        *,
+        look: bool,
+        lessons: Sequence[Seen | None] | None = None,
     ) -> tuple[dict[str, float], TargetStatistics | None]:
         """Do one step.
 
         Args:
             batches: the micro-batches of this process.
             look: return the statistics of the last targets too, which cost a moment.
+            lessons: what a finished teacher says of each of them.
 
         Returns: what was measured, means over micro-batches and processes, by the names of the metrics;
             `grad_norm/...` is the length before clipping.
@@ -113,28 +126,18 @@ class Trainer:
         masks = self._masks()
         terms: dict[str, Tensor] = {}
         statistics = None
-        known: list[Mapping[str, tuple[Tensor, Tensor]]] = []
+        known: list[Mapping[str, tuple[Tensor, ...]]] = []
         self.optimizer.zero_grad()
         try:
-            for number, batch in enumerate(batches):
+            for number, (batch, seen) in enumerate(zip(batches, lessons or repeat(None), strict=False)):
                 last = number + 1 == self.micro_batches
                 average_gradients_now(self._modules.values(), last=last)
-                views = make_views(batch, self._masks_of(masks, number), config, self.world)
-                with arithmetic(self.world, self.precision):
-                    losses = step_losses(
-                        self.networks,
-                        views,
-                        config,
-                        self.world,
-                        temperature=rates.temperature,
-                        generator=self._generator(number),
-                        gram=self.step >= span_steps(config.loss.gram_start, config.steps or 0),
-                    )
+                losses = self._losses(batch, seen, number, masks)
                 torch.autograd.backward(losses.total / self.micro_batches)
                 for name, term in {**losses.terms, "loss": losses.total.detach()}.items():
                     terms[name] = terms.get(name, torch.zeros_like(term)) + term / self.micro_batches
                 known.append(losses.known)
-                if look and last:
+                if look and last and losses.targets is not None:
                     statistics = losses.targets.statistics(self.world.group)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
@@ -146,11 +149,12 @@ class Trainer:
         measured = self.world.mean(torch.stack([*terms.values(), *norms.values()]).float()).tolist()
         self._finish(rates, known, finite=all(map(math.isfinite, measured)))
         numbers = dict(zip(names, measured, strict=True))
-        numbers["ibot"] /= numbers.pop("masked") or 1.0
+        if "ibot" in numbers:
+            numbers["ibot"] /= numbers.pop("masked") or 1.0
         return numbers, statistics
 
     def _finish(
-        self, rates: Rates, known: Sequence[Mapping[str, tuple[Tensor, Tensor]]], *, finite: bool
+        self, rates: Rates, known: Sequence[Mapping[str, tuple[Tensor, ...]]], *, finite: bool
     ) -> None:
         """Move centres and weights, unless the step is spoilt."""
         if finite:
@@ -167,13 +171,39 @@ class Trainer:
             )
         self.step += 1
 
-    def _move_centres(self, known: Sequence[Mapping[str, tuple[Tensor, Tensor]]]) -> None:
+    def _losses(
+        self,
+        batch: Batch | TaughtBatch,
+        seen: Seen | None,
+        number: int,
+        masks: Bool[np.ndarray, "crops n"] | None,
+    ) -> StepLosses:
+        """Compute the losses of a micro-batch."""
+        config, world, generator = self.config, self.world, self._generator(number)
+        if isinstance(batch, TaughtBatch):
+            assert seen is not None
+            crops = view_crops(batch, config, world)
+            with arithmetic(world, self.precision):
+                return feature_losses(self.networks, crops, seen, config, world, generator=generator)
+        views = make_views(batch, None if masks is None else self._masks_of(masks, number), config, world)
+        with arithmetic(world, self.precision):
+            return step_losses(
+                self.networks,
+                views,
+                config,
+                world,
+                temperature=self.rates.temperature,
+                generator=generator,
+                gram=self.step >= span_steps(config.loss.gram_start, config.steps or 0),
+                lesson=seen,
+            )
+
+    def _move_centres(self, known: Sequence[Mapping[str, tuple[Tensor, ...]]]) -> None:
         """Let the centres follow all that the teacher said in this step, whatever its micro-batches."""
-        for name, (_, prototypes) in known[-1].items():
+        for name in known[-1]:
             centre = self.networks.centres[name]
-            assert isinstance(centre, Centre)
-            rows = torch.cat([one[name][0] for one in known])
-            centre.update(rows, prototypes, group=self.world.group)
+            assert isinstance(centre, Centre | TokenMean)
+            centre.follow([one[name] for one in known], self.world.group)
 
     def _refresh_gram_teacher(self) -> None:
         chosen, steps = self.config.loss, self.config.steps or 0
@@ -185,9 +215,11 @@ class Trainer:
         if first or (every is not None and self.step > start and (self.step - start) % every == 0):
             self.networks.renew_gram_teacher()
 
-    def _masks(self) -> Bool[np.ndarray, "crops n"]:
-        """Return the masks of the whole step, which all processes draw alike."""
+    def _masks(self) -> Bool[np.ndarray, "crops n"] | None:
+        """Return the masks of the whole step, which all processes draw alike; None of a finished teacher."""
         config = self.config
+        if config.distill.teacher is not None:
+            return None
         side = config.crops.global_size // self.networks.config.patch_size
         return draw_masks(
             GLOBAL_CROPS * config.batch,

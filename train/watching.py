@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from .agreement import build_agreement
 from .diagnosis import diagnose
 from .metrics import MetricsLog, Sink, open_sinks
 from .pixels import PixelRules
-from .probe import Probe
+from .probe import Embed, Probe, ProbeResult
 from .probe_images import labelled_probe, views_probe
 from .run_folder import RunFolder
 from .run_setup import Setup
@@ -54,6 +55,7 @@ class Watcher:
                 if line["kind"] == "eval":
                     self._remember(line)
         self._probe = build_probe(setup)
+        self._agreement = build_agreement(setup, trainer.world)
 
     def progress(self, stage: str) -> TrainProgress:
         """Return how far the run is; a diagnosis is told once."""
@@ -96,7 +98,7 @@ class Watcher:
             "data_wait": min(waited / seconds, 1.0),
             "memory_bytes": memory_in_use(self.trainer.world.device),
         }
-        if means:
+        if "dino_global" in means:
             terms = ("dino_local", "dino_global") if config.crops.local_count else ("dino_global",)
             mean = sum(means[name] for name in terms) / len(terms)
             line["loss_over_lnk"] = mean / math.log(config.loss.prototypes)
@@ -108,24 +110,38 @@ class Watcher:
         self._diagnose()
 
     def measure(self) -> None:
-        """Measure the teacher and export it; all processes take part."""
+        """Measure the moving average and export it; all processes take part."""
         world, chosen = self.trainer.world, self.setup.config.eval
+        line: dict[str, Any] = {"kind": "eval", **self._place()}
         if self._probe is not None:
-            found = self._probe.measure(
-                self.trainer.embed,
-                rank=world.rank,
-                world=world.size,
-                gather=world.gather if world.size > 1 else None,
-                rankme=chosen.rankme,
-            )
-            line = {"kind": "eval", **self._place(), **found.to_json()}
+            line |= self._probed(self._probe, self.trainer.embed, rankme=chosen.rankme).to_json()
             if self.trainer.step == 0:
                 line["knn_pixels"] = self._probe.control("pixels")
+                if (teacher := self._teacher()) is not None:
+                    line["knn_teacher"] = self._probed(self._probe, teacher, rankme=False).knn
+        if self._agreement is not None:
+            line |= self._agreement.measure(self.trainer.networks, world)
+        if self._probe is not None or self._agreement is not None:
             self._remember(self._write(line))
             self._diagnose()
         self.trainer.networks.release_teacher()
         self.folder.export(self.trainer, {"measured": dict(self.last_measure)})
         self._since = time.monotonic()
+
+    def _probed(self, probe: Probe, embed: Embed, *, rankme: bool) -> ProbeResult:
+        world = self.trainer.world
+        return probe.measure(
+            embed,
+            rank=world.rank,
+            world=world.size,
+            gather=world.gather if world.size > 1 else None,
+            rankme=rankme,
+        )
+
+    def _teacher(self) -> Embed | None:
+        """Return what embeds images by the teacher; None where it cannot be asked."""
+        lessons, config, world = self.setup.lessons, self.setup.config, self.trainer.world
+        return None if lessons is None else lessons.embedder(config, world)
 
     def _place(self) -> dict[str, int]:
         return {"step": self.trainer.step, "images": self.trainer.step * self.setup.config.batch}
