@@ -233,3 +233,24 @@ def test_failures_of_the_disk_are_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(KitError, match="file"):
         fit(small_config(tmp_path / "file" / "run"))
+
+
+def test_a_planted_collapse_raises_the_alarm(tmp_path: Path) -> None:
+    """A teacher so warm that all its targets are flat teaches the student to be flat."""
+    said: list[str] = []
+    changes: dict[str, Any] = {
+        "steps": 60,
+        "log_every": 4,
+        "loss": {"centring": "softmax", "koleo": 0.0},
+        "teacher": {"temperature": [5.0, 5.0]},
+        "optim": {"lr": 3e-3},
+        "eval": {"every": 30},
+    }
+    fit(small_config(tmp_path / "run", **changes), watch=lambda progress: said.extend(progress.diagnoses))
+    codes = {line["code"] for line in read_metrics(tmp_path / "run") if line["kind"] == "diagnosis"}
+    assert "student-uniform" in codes
+    assert any("ln K = 3.466" in sentence for sentence in said)
+    healthy = small_config(tmp_path / "healthy", steps=60, log_every=4, optim={"lr": 3e-3})
+    fit(healthy)
+    codes = {line["code"] for line in read_metrics(healthy.out) if line["kind"] == "diagnosis"}
+    assert "student-uniform" not in codes
