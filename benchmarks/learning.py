@@ -2,11 +2,14 @@
 
     python benchmarks/learning.py shapes [--out runs/shapes]
     python benchmarks/learning.py photos --train pool-00.zip pool-01.zip --knn imagenette128.zip KEY=VALUE...
+    python benchmarks/learning.py distill --teacher runs/shapes [--out runs/small]
 
 The first trains the preset `tiny` on the built-in drawn shapes and measures on shapes of another seed. The
 second trains on photos without labels, and measures on labelled ones that training never sees. Random weights
-are those that the run starts from; raw pixels are compared by cosine after their mean was taken off. The same
-command goes on with an interrupted run; `--minutes` interrupts it.
+are those that the run starts from; raw pixels are compared by cosine after their mean was taken off. The
+third lets a student guess the tokens of the first, live and then from a cache of four views, for the same
+images; it measures both on unseen shapes, and how many images a second they take. The same command goes on
+with an interrupted run; `--minutes` interrupts it.
 """
 
 import argparse
@@ -20,7 +23,7 @@ from setting import describe_setting
 
 from dinov2kit.knn import classify
 from dinov2kit.normalising import Normalisation
-from dinov2kit.train import fit, read_train_settings
+from dinov2kit.train import fit, read_distill_settings, read_train_settings
 from dinov2kit.train.drawn_shapes import KINDS, DrawnShapes
 from dinov2kit.train.metrics import read_metrics
 from dinov2kit.weights import load_model
@@ -47,26 +50,66 @@ def show(run: Path) -> None:
     for line in lines:
         if line["kind"] == "eval":
             before = [one for one in train if one["step"] <= line["step"]][-1:]
-            loss = f"loss/ln K {before[0]['loss_over_lnk']:.3f}" if before else ""
+            share = before[0].get("loss_over_lnk") if before else None
+            loss = "" if share is None else f"loss/ln K {share:.3f}"
             pixels = f"  raw pixels {line['knn_pixels']:.3f}" if "knn_pixels" in line else ""
             scores = f"kNN {line['knn']:.3f}, RankMe {line['rankme']:5.1f}"
-            print(f"{line['images']:9,} images: {scores}  {loss}{pixels}")
+            alike = "".join(
+                f"  {name.removesuffix('_cosine')} cosine {line[name]:.3f}"
+                for name in ("class_token_cosine", "patch_tokens_cosine")
+                if name in line
+            )
+            print(f"{line['images']:9,} images: {scores}  {loss}{alike}{pixels}")
         elif line["kind"] == "diagnosis":
             print(f"{line['images']:9,} images: {line['code']}" + (" is past" if line["cleared"] else ""))
     speed = np.median([line["images_per_second"] for line in train])
     print(f"{speed:,.0f} images/s, {train[-1]['memory_bytes'] / 1e9:.2f} GB")
 
 
+def distill(arguments: argparse.Namespace) -> None:
+    """Let a student guess a teacher of drawn shapes, asked live and from disk."""
+    defaults = {
+        "data": "drawn-shapes:20000",
+        "student": "vitn6",
+        "distill.by": "features",
+        "distill.views": "4",
+        "crops.global_size": "24",
+        "crops.global_scale": "[0.65,1.0]",
+        "batch": "128",
+        "images": "80000",
+        "eval.every": "0.25",
+        "scale.compile": "off",
+    }
+    given = dict(setting.split("=", 1) for setting in arguments.settings)
+    settings = [f"{key}={value}" for key, value in {**defaults, **given}.items()]
+    settings.append(f"teacher={arguments.teacher}")
+    for name, more in (("live", []), ("cached", [f"distill.cache={arguments.out}/cache"])):
+        out = arguments.out / name
+        started = time.perf_counter()
+        (resolved,) = read_distill_settings([*settings, *more, f"out={out}"])
+        report = fit(resolved)
+        print(
+            f"{name}: {report.images:,} images in {time.perf_counter() - started:.0f} s with all measurements"
+        )
+        show(out)
+        print(f"unseen shapes, bank {BANK}: student {score_shapes(str(out)):.3f}")
+    print(f"unseen shapes, bank {BANK}: teacher {score_shapes(arguments.teacher):.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("kind", choices=("shapes", "photos"))
+    parser.add_argument("kind", choices=("shapes", "photos", "distill"))
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--train", nargs="+", default=[])
     parser.add_argument("--knn")
+    parser.add_argument("--teacher", default="runs/learning")
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     parser.add_argument("--minutes", type=float, default=math.inf)
     arguments = parser.parse_intermixed_args()
     print(describe_setting())
+    if arguments.kind == "distill":
+        distill(arguments)
+        return
     settings = [f"out={arguments.out}", *arguments.settings]
     if arguments.kind == "shapes":
         settings += ["data=drawn-shapes"]

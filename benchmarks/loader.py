@@ -25,10 +25,10 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from setting import describe_setting
 from skimage import data
 
+from dinov2kit.train.batches import CropReading
 from dinov2kit.train.colours import finish_crops
 from dinov2kit.train.crops import CropRecipe, Crops, cut_crops
 from dinov2kit.train.image_sets import ImageSet, open_images
-from dinov2kit.train.batches import CropReading
 from dinov2kit.train.loader import Loader
 from dinov2kit.views import IMAGENET_MEAN, IMAGENET_STD
 

@@ -28,7 +28,7 @@ BOXES = 11  # a key of random numbers
 
 
 class MobileNet:
-    """The network: uint8 numbers of its last layer and of an inner map, and what one step of them is worth."""
+    """The network: uint8 numbers of its last layer and of an inner map, and what a step of them is worth."""
 
     def __init__(self, root: Path) -> None:
         from ai_edge_litert.interpreter import Interpreter
