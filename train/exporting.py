@@ -59,8 +59,8 @@ def write_export(
     """Write a backbone, its heads and a card; an older export stays until the new one is whole and checked.
 
     Args:
-        folder: gets teacher.safetensors, heads.safetensors, card.json, and projectors.safetensors if there are
-            projectors; and nothing else.
+        folder: gets teacher.safetensors, heads.safetensors, card.json and, where there are projectors,
+            projectors.safetensors; and nothing else.
         state: the backbone, in released naming.
         config: its shape.
         heads: tensors of projection heads, named dino_head.* and ibot_head.*.

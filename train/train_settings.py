@@ -74,8 +74,8 @@ def read_distill_settings(arguments: Sequence[str]) -> list[Resolved]:
         raise ArgumentError(f"student is {', '.join(students)}; wanted different names")
     several = len(students) > 1
     found = []
-    for student in students or [None]:
-        resolved = read_train_settings(plain if student is None else [*plain, f"model={student}"])
+    for student in students or [""]:
+        resolved = read_train_settings([*plain, f"model={student}"] if student else plain)
         if resolved.config.distill.teacher is None:
             raise ArgumentError(
                 "a student learns from a teacher, and there is none",
