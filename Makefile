@@ -1,7 +1,7 @@
 # Two commands: `make demo` and `make test`. Both set up everything they need in .venv; `make` lists the others.
 PYTHON ?= python3
 EXTRA ?= cpu
-MODEL ?= untrained:vitt14
+MODEL ?= dinokit_vitt14
 PHOTOS ?= examples/photos
 
 BIN := .venv/bin

@@ -35,7 +35,7 @@ class Format(StrEnum):
 
 @models_app.command("list")
 def list_(as_json: options.JsonOption = False) -> None:
-    """List the released models, and which of them are on this machine.
+    """List the model in this package and the released ones, and which of them are on this machine.
 
     Example: dinokit models list
     """
@@ -111,6 +111,10 @@ def convert(
     to: Annotated[
         Format, typer.Option(help="released: .pth; safetensors: with its shape; hf: for transformers.")
     ],
+    half: Annotated[bool, options.flag("--half", help="Write fp16: half the file.")] = False,
+    image_size: Annotated[
+        int, typer.Option(metavar="PX", help="Side of the images that it is best at; 0 keeps what it says.")
+    ] = 0,
     overwrite: Annotated[bool, options.flag("--overwrite", help="Replace what is there.")] = False,
     quiet: options.QuietOption = False,
 ) -> None:
@@ -124,7 +128,13 @@ def convert(
 
     with console.progress(quiet=quiet) as bars:
         written = convert_model(
-            model, out, to=to.value, overwrite=overwrite, progress=_count(bars, "Downloading")
+            model,
+            out,
+            to=to.value,
+            overwrite=overwrite,
+            half=half,
+            image_size=image_size or None,
+            progress=_count(bars, "Downloading"),
         )
     console.emit(str(out))
     if not quiet:
@@ -147,7 +157,8 @@ def _count(bars: Progress, name: str) -> Count:
 def _spec_json(spec: ModelSpec) -> dict[str, object]:
     file = None if spec.file is None else str(spec.file)
     facts = {"name": spec.name, "architecture": spec.architecture, "parameters": spec.parameters}
-    return {**facts, "nbytes": spec.nbytes, "url": spec.url(), "cached": file is not None, "file": file}
+    url = None if spec.shipped else spec.url()
+    return {**facts, "nbytes": spec.nbytes, "url": url, "cached": file is not None, "file": file}
 
 
 def _spec_table(specs: list[ModelSpec]) -> Table:
@@ -157,7 +168,8 @@ def _spec_table(specs: list[ModelSpec]) -> Table:
     table.add_column("here")
     for spec in specs:
         sizes = f"{spec.parameters / 1e6:,.0f} M", f"{spec.nbytes / 1e6:,.0f} MB"
-        table.add_row(spec.name, spec.architecture, *sizes, "yes" if spec.file else "")
+        here = "in this package" if spec.shipped else "yes" if spec.file else ""
+        table.add_row(spec.name, spec.architecture, *sizes, here)
     return table
 
 

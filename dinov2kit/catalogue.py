@@ -1,4 +1,4 @@
-"""The released DINOv2 backbones: their names, where they come from, where they lie on this machine."""
+"""The models that have a name: the released backbones, and the small one in this package; where they lie."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DEFAULT_MODEL = "dinov2_vits14"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A released model.
+    """A model that is known by name.
 
     Attributes:
-        name: the name in the release, for instance "dinov2_vits14_reg".
+        name: the name in the release, for instance "dinov2_vits14_reg"; or that of the model in this package.
         architecture: the name of its shape, for instance "vits14_reg".
         parameters: how many numbers the weights are.
-        remote: where the file is, relative to the base URL.
+        remote: where the file is, relative to the base URL; "" for the model in this package.
         file: where the file lies on this machine; None when it is not here.
     """
 
@@ -36,12 +36,17 @@ class ModelSpec:
     @property
     def file_name(self) -> str:
         """The name of the weight file, in the release and on this machine."""
-        return self.remote.rpartition("/")[2]
+        return self.remote.rpartition("/")[2] or f"{self.name}.safetensors"
+
+    @property
+    def shipped(self) -> bool:
+        """Whether its weights lie in this package."""
+        return not self.remote
 
     @property
     def nbytes(self) -> int:
-        """Approximate size of the weight file: four bytes for each parameter."""
-        return 4 * self.parameters
+        """Approximate size of the weight file: four bytes for each parameter, two in this package."""
+        return (2 if self.shipped else 4) * self.parameters
 
     def url(self, base_url: str | None = None) -> str:
         """Return the full address; the base is `base_url`, else `$DINOKIT_WEIGHTS_URL`, else the release."""
@@ -70,26 +75,28 @@ CATALOGUE: tuple[ModelSpec, ...] = (
     _released("g", 1_136_486_912, 4),
 )
 
+SHIPPED = ModelSpec("dinokit_vitt14", "vitt14", 5_467_200, "")
+
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 
 
 def find_model(name: str) -> ModelSpec:
-    """Return the released model that a name means.
+    """Return the model that a name means.
 
     Args:
-        name: the name in the release ("dinov2_vitb14_reg"), a short form ("vitb14", "vitb14-reg"), or the
-            name that the Hugging Face hub ("facebook/dinov2-with-registers-base") or timm
-            ("vit_base_patch14_reg4_dinov2.lvd142m") gives to the same weights.
+        name: the name in the release ("dinov2_vitb14_reg"), a short form ("vitb14", "vitb14-reg"),
+            "dinokit_vitt14" or "vitt14" for the small model in this package, or the name that the Hugging
+            Face hub ("facebook/dinov2-with-registers-base") or timm ("vit_base_patch14_reg4_dinov2.lvd142m")
+            gives to the same weights.
 
     Raises:
         WeightsError: there is no such model; the hint has the nearest names.
     """
     wanted = _plain(name)
-    for spec in CATALOGUE:
-        if wanted in _aliases(spec):
-            return spec
-    known = {alias: spec.name for spec in CATALOGUE for alias in _aliases(spec)}
-    near = dict.fromkeys(known[alias] for alias in get_close_matches(wanted, known, n=8, cutoff=0.7))
+    known = {alias: spec for spec in (*CATALOGUE, SHIPPED) for alias in _aliases(spec)}
+    if wanted in known:
+        return known[wanted]
+    near = dict.fromkeys(known[alias].name for alias in get_close_matches(wanted, known, n=8, cutoff=0.7))
     nearest = "did you mean " + " or ".join(list(near)[:3]) + "? " if near else ""
     raise WeightsError(
         f"no released model is called {name!r}",
@@ -98,13 +105,14 @@ def find_model(name: str) -> ModelSpec:
 
 
 def list_models() -> list[ModelSpec]:
-    """Return all released models, each with the place of its file if it is on this machine."""
-    return [replace(spec, file=cached_file(spec)) for spec in CATALOGUE]
+    """Return the model in this package and all released ones, each with its file where it is here."""
+    return [replace(spec, file=cached_file(spec)) for spec in (SHIPPED, *CATALOGUE)]
 
 
 def cached_file(spec: ModelSpec) -> Path | None:
     """Return where the weights of a model lie on this machine, or None."""
-    path = weights_folder() / spec.file_name
+    folder = Path(__file__).parent if spec.shipped else weights_folder()
+    path = folder / spec.file_name
     return path if path.is_file() else None
 
 
@@ -136,6 +144,8 @@ def _plain(name: str) -> str:
 
 def _aliases(spec: ModelSpec) -> tuple[str, ...]:
     """Return the names of a model in plain spelling."""
+    if spec.shipped:
+        return spec.name, spec.architecture
     size = _SIZES[spec.architecture[3]]
     registers = spec.name.endswith("_reg")
     return (

@@ -170,15 +170,15 @@ def check_heic() -> Finding:
 
 def check_weights() -> Finding:
     """Say which released models are on this machine."""
-    from dinov2kit.catalogue import is_offline, list_models, weights_folder
+    from dinov2kit.catalogue import SHIPPED, is_offline, list_models, weights_folder
 
-    here = [spec.name for spec in list_models() if spec.file is not None]
+    here = [spec.name for spec in list_models() if spec.file is not None and not spec.shipped]
     if here:
         return Finding("weights", "ok", f"{', '.join(here)} in {weights_folder()}")
     hint = "pull one with: dinokit models pull vits14"
     if is_offline():
         hint = "DINOKIT_OFFLINE is set: unset it and pull one, or give --model PATH"
-    return Finding("weights", "warning", f"no released model in {weights_folder()}", hint)
+    return Finding("weights", "warning", f"only {SHIPPED.name}, which is in this package", hint)
 
 
 def check_disk() -> Finding:

@@ -24,7 +24,7 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
-from dinov2kit.catalogue import find_model, is_offline, weights_folder
+from dinov2kit.catalogue import cached_file, find_model, is_offline, weights_folder
 from dinov2kit.errors import WeightsError
 from dinov2kit.weight_files import (
     WeightFile,
@@ -52,7 +52,7 @@ def pull_model(
     timeout: float = 30.0,
     retries: int = 4,
 ) -> WeightFile:
-    """Return the weight file of a released model, checked, and downloaded first if it is not here.
+    """Return the weight file of a model with a name, checked, and downloaded first if it is not here.
 
     Args:
         name: a name that `find_model` knows.
@@ -65,6 +65,11 @@ def pull_model(
         WeightsError: the name is unknown, the file is damaged, or it cannot be downloaded.
     """
     spec = find_model(name)
+    if spec.shipped:
+        file = cached_file(spec)
+        if file is None:
+            raise WeightsError(f"{spec.name} is missing in this installation", hint="install dinov2kit again")
+        return WeightFile(file, digest_of(file))
     path = weights_folder() / spec.file_name
     if path.is_file():
         return verify_file(path)

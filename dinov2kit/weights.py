@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,11 +20,12 @@ from dinov2kit.architectures import (
 )
 from dinov2kit.catalogue import (
     DEFAULT_MODEL,
+    SHIPPED,
     ModelSpec,
     cached_file,
     find_model,
+    is_offline,
     list_models,
-    weights_folder,
 )
 from dinov2kit.checkpoints import FORMATS, read_checkpoint, state_digest, write_checkpoint
 from dinov2kit.download import Progress, pull_model
@@ -124,7 +126,8 @@ def load_model(
         name_or_path: a weight file, a folder in Hugging Face layout, or the folder of a training run: its
             latest export; "untrained:ARCHITECTURE" or "untrained:ARCHITECTURE:SEED" for random weights of a
             shape that `find_architecture` knows; a name that `find_model` knows; or "auto": what
-            `$DINOKIT_MODEL` says, else the smallest released model.
+            `$DINOKIT_MODEL` says, else the smallest released model, else, where that can neither be found nor
+            downloaded, the small model in this package.
         progress: as for `pull_model`.
         base_url: as for `pull_model`.
 
@@ -153,9 +156,9 @@ def describe_model(name_or_path: str | Path) -> ModelFacts:
         WeightsError: the model is unknown, or its file is damaged.
     """
     meant = _meant(name_or_path)
-    name = DEFAULT_MODEL if meant == "auto" else meant
+    name = _default_name() if meant == "auto" else meant
     found = None if name.startswith(_UNTRAINED) else _locate(name)
-    url = found.url() if isinstance(found, ModelSpec) else None
+    url = found.url() if isinstance(found, ModelSpec) and not found.shipped else None
     if isinstance(found, ModelSpec) and cached_file(found) is None:
         config = ARCHITECTURES[found.architecture]
         return ModelFacts(found.name, found.architecture, config, found.parameters, url=url)
@@ -181,6 +184,8 @@ def convert_model(
     *,
     to: str,
     overwrite: bool = False,
+    half: bool = False,
+    image_size: int | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Write the weights of a model in another format, and return the model.
@@ -190,6 +195,8 @@ def convert_model(
         out: the file to write; for "hf" the folder.
         to: a format that `write_checkpoint` writes.
         overwrite: replace what is there.
+        half: write fp16, which halves the file.
+        image_size: side of the images that the model is best at; only "safetensors" can say it.
         progress: as for `load_model`.
 
     Raises:
@@ -205,8 +212,14 @@ def convert_model(
     if taken and not overwrite:
         raise ArgumentError(f"{out} exists already", hint="name another place, or say --overwrite")
     model = load_model(name_or_path, progress=progress)
-    metadata = model.metadata if to == "safetensors" else None
-    write_checkpoint(model.vit.state_dict(), model.vit.config, out, format=to, metadata=metadata)
+    if image_size is not None and to != "safetensors":
+        raise ArgumentError(f"the format {to} cannot say an image size", hint="use safetensors")
+    metadata = None
+    if to == "safetensors":
+        own = {} if image_size is None else {"image_size": str(image_size)}
+        metadata = {**model.metadata, **own}
+    dtype = torch.float16 if half else torch.float32
+    write_checkpoint(model.vit.state_dict(), model.vit.config, out, format=to, dtype=dtype, metadata=metadata)
     return model
 
 
@@ -249,8 +262,10 @@ def _load(path: Path, name: str) -> LoadedModel:
 
 
 def _load_released(spec: ModelSpec, path: Path) -> LoadedModel:
-    """Load a file of the weights folder: it must hold what its name says."""
+    """Load the file of a model with a name: it must hold what its name says."""
     model = _load(path, spec.name)
+    if spec.shipped:
+        return model
     config = model.vit.config
     if replace(config, layer_scale=1.0) != ARCHITECTURES[spec.architecture]:
         held = name_architecture(config)
@@ -262,6 +277,12 @@ def _load_released(spec: ModelSpec, path: Path) -> LoadedModel:
     return model
 
 
+def _default_name() -> str:
+    """Return the name of the model that "auto" means, without a look at the network."""
+    here = cached_file(find_model(DEFAULT_MODEL)) is not None
+    return SHIPPED.name if is_offline() and not here else DEFAULT_MODEL
+
+
 def _load_default(progress: Progress | None, base_url: str | None) -> LoadedModel:
     spec = find_model(DEFAULT_MODEL)
     try:
@@ -269,12 +290,17 @@ def _load_default(progress: Progress | None, base_url: str | None) -> LoadedMode
     except WeightsError as error:
         if cached_file(spec) is not None:
             raise
-        raise WeightsError(
-            f"there is no model to use: {error.message}; this version ships no trained model yet",
-            hint=f'run "dinokit models pull vits14" with a network, or put {spec.file_name} into '
-            f"{weights_folder()}; or give --model PATH; or try the tool with --model {_UNTRAINED}vitt14",
-        ) from error
+        _say_once(
+            f"using {SHIPPED.name}, the small model in this package; a better one: "
+            f'"dinokit models pull vits14" ({error.message})'
+        )
+        spec, file = SHIPPED, pull_model(SHIPPED.name)
     return _load_released(spec, file.path)
+
+
+@lru_cache
+def _say_once(said: str) -> None:
+    logger.warning("%s", said)
 
 
 def _draw(name: str) -> LoadedModel:

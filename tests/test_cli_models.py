@@ -18,7 +18,7 @@ import typer
 from typer.testing import CliRunner
 
 from dinov2kit.architectures import ARCHITECTURES, ViTConfig
-from dinov2kit.catalogue import CATALOGUE
+from dinov2kit.catalogue import CATALOGUE, SHIPPED
 from dinov2kit.cli.app import KitGroup
 from dinov2kit.cli.models import register
 from dinov2kit.weights import convert_model, load_model
@@ -73,13 +73,13 @@ def test_the_list_has_every_released_model_and_says_which_are_here(home: Path) -
     here.write_bytes(b"PK")
     document = dinokit("list", as_json=True)
     assert document["schema"] == "dinokit.models/1"
-    assert [model["name"] for model in document["models"]] == [spec.name for spec in CATALOGUE]
-    assert {model["name"]: model["file"] for model in document["models"] if model["cached"]} == {
-        "dinov2_vitb14": str(here)
-    }
+    assert [model["name"] for model in document["models"]] == [spec.name for spec in (SHIPPED, *CATALOGUE)]
+    files = {model["name"]: model["file"] for model in document["models"] if model["cached"]}
+    assert Path(files.pop("dinokit_vitt14")).is_file()
+    assert files == {"dinov2_vitb14": str(here)}
     lines = [line.split("\t") for line in dinokit("list").stdout.splitlines()]
-    assert [line[0] for line in lines] == [spec.name for spec in CATALOGUE]
-    assert [line[2] for line in lines if line[2]] == [str(here)]
+    assert [line[0] for line in lines] == [spec.name for spec in (SHIPPED, *CATALOGUE)]
+    assert [line[2] for line in lines[1:] if line[2]] == [str(here)]
 
 
 def test_the_list_is_a_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

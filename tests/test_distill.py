@@ -226,7 +226,7 @@ def test_heads_of_a_teacher_are_what_its_student_learns(tmp_path: Path, own_run:
 
 
 def test_the_student_of_its_own_average_has_the_losses_of_self_supervision(own_run: Path) -> None:
-    """With the same networks as teacher and average, and no masks, only iBOT differs: it counts all patches."""
+    """With the same networks as teacher and average, and no masks, only iBOT differs: all patches count."""
     from dinov2kit.train.ssl_step import Views, step_losses
     from dinov2kit.vit import Tokens
 

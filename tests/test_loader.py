@@ -19,8 +19,8 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from dinov2kit.errors import ArgumentError, ImageError, KitError
-from dinov2kit.train.crops import CropRecipe, cut_crops
 from dinov2kit.train.batches import Batch, CropReading
+from dinov2kit.train.crops import CropRecipe, cut_crops
 from dinov2kit.train.loader import Loader
 from dinov2kit.train.order import sample_index
 

@@ -19,7 +19,7 @@ from dinov2kit.checkpoints import write_checkpoint
 from dinov2kit.errors import ArgumentError, WeightsError
 from dinov2kit.normalising import Normalisation
 from dinov2kit.vit import VisionTransformer
-from dinov2kit.weights import convert_model, describe_model, list_models, load_model
+from dinov2kit.weights import _say_once, convert_model, describe_model, list_models, load_model
 
 TINY = ViTConfig(embed_dim=64, depth=2, num_heads=1, ffn_hidden=256, pos_grid=4)
 
@@ -163,7 +163,9 @@ def test_a_released_model_is_downloaded_once_and_then_needs_no_network(
     for name in ("dinov2_vits14", "facebook/dinov2-small", "auto"):
         again = load_model(name)
         assert (again.name, again.weights_sha256) == ("dinov2_vits14", model.weights_sha256)
-    assert {spec.name: spec.file for spec in list_models() if spec.file} == {"dinov2_vits14": model.path}
+    assert {spec.name: spec.file for spec in list_models() if spec.file and not spec.shipped} == {
+        "dinov2_vits14": model.path
+    }
 
 
 def test_auto_downloads_the_smallest_released_model(
@@ -173,12 +175,53 @@ def test_auto_downloads_the_smallest_released_model(
     assert same_weights(load_model().vit, vit)
 
 
-def test_auto_without_weights_or_network_names_every_way_out(home: Path) -> None:
-    with pytest.raises(WeightsError, match="ships no trained model yet") as caught:
-        load_model()
-    hint = str(caught.value.hint)
-    for way in ("dinokit models pull vits14", str(home / "weights"), "--model PATH", "untrained:vitt14"):
-        assert way in hint
+def test_auto_without_weights_or_network_is_the_model_in_the_package(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _say_once.cache_clear()
+    monkeypatch.setenv("DINOKIT_OFFLINE", "1")
+    models = [load_model(name) for name in ("auto", "auto", "dinokit_vitt14", "vitt14")]
+    assert {model.name for model in models} == {"dinokit_vitt14"}
+    assert {model.weights_sha256 for model in models} == {models[0].weights_sha256}
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "dinokit_vitt14" in said
+    assert "dinokit models pull vits14" in said
+    facts = describe_model("auto")
+    assert (facts.name, facts.url, facts.weights_sha256) == (
+        "dinokit_vitt14",
+        None,
+        models[0].weights_sha256,
+    )
+
+
+def test_auto_with_a_dead_network_is_the_model_in_the_package(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DINOKIT_OFFLINE", raising=False)
+    monkeypatch.setenv("DINOKIT_WEIGHTS_URL", "http://127.0.0.1:9")
+    assert load_model("auto").name == "dinokit_vitt14"
+
+
+def test_the_model_in_the_package_is_small_trained_and_described() -> None:
+    (spec,) = [each for each in list_models() if each.shipped]
+    assert spec.file is not None
+    assert spec.file.stat().st_size < 12_000_000
+    model = load_model(spec.name)
+    assert sum(each.numel() for each in model.vit.parameters()) == spec.parameters
+    card = spec.file.with_suffix(".md").read_text("utf-8")
+    for word in ("licence", "MobileNet", "Imagenette", "random weights"):
+        assert word in card, word
+
+
+def test_half_precision_is_the_rounded_model(home: Path) -> None:
+    exact = load_model("untrained:vitn4")
+    convert_model("untrained:vitn4", Path("half.safetensors"), to="safetensors", half=True, image_size=64)
+    half = load_model("half.safetensors")
+    assert half.image_size == 64
+    for name, value in exact.vit.state_dict().items():
+        assert torch.equal(half.vit.state_dict()[name], value.half().float()), name
+    with pytest.raises(ArgumentError, match="image size"):
+        convert_model("untrained:vitn4", Path("x.pth"), to="released", image_size=64)
 
 
 def test_a_damaged_download_is_not_used(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +260,7 @@ def test_a_folder_with_weights_stands_before_a_name_and_one_without_does_not() -
         ("absent.pth", "no such weight file: absent.pth", "relative to the current folder"),
         ("runs/7/absent", "no such weight file", "relative to the current folder"),
         ("photos", "has no weights", ""),
-        ("vitt14", "no trained weights of vitt14", "untrained:vitt14"),
+        ("vitn14", "no trained weights of vitn14", "untrained:vitn14"),
         ("vitb14_rge", "vitb14_rge", "dinov2_vitb14_reg"),
         ("untrained:vitx14", "unknown model", "vitt14"),
         ("untrained:vitt14:x", "unknown model", "a seed is a whole number"),
