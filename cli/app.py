@@ -12,6 +12,7 @@ from dinov2kit.errors import KitError
 
 from . import (
     adapt,
+    classify,
     completion,
     console,
     curate,
@@ -80,7 +81,7 @@ def root(
 
 
 for _module in (
-    *(index, search, dedup, curate, store, transfer, match, pca, embed, train, distill, adapt),
+    *(index, search, dedup, curate, store, transfer, match, pca, embed, classify, train, distill, adapt),
     *(runs, evaluation, models),
     *(doctor, completion),
 ):

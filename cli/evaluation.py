@@ -10,6 +10,8 @@ from rich.table import Table
 
 from . import console, options
 from .eval_knn import knn
+from .eval_linear import linear
+from .eval_logreg import logreg
 from .eval_retrieval import retrieval
 
 app = typer.Typer(help="Measure how good a model is, by the protocols of the field.", no_args_is_help=True)
@@ -158,6 +160,8 @@ def _share(share: float | None) -> str:
 
 app.command()(retrieval)
 app.command()(knn)
+app.command()(linear)
+app.command()(logreg)
 
 
 def register(root: typer.Typer) -> None:

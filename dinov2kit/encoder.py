@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from dinov2kit.errors import ArgumentError, DeviceError, DeviceMemoryError
@@ -95,6 +96,30 @@ class Encoder:
         """
         tokens = self._tokens(pixels)
         return torch.nn.functional.normalize(tokens.class_token.float(), dim=-1).cpu().numpy()
+
+    @torch.inference_mode()
+    def embed_layers(self, pixels: ImageBatch, layers: int = 4) -> Float32[np.ndarray, "n wide"]:
+        """Return what linear heads take of every prepared image.
+
+        Args:
+            pixels: images as `view` prepares them, RGB.
+            layers: of how many of the last blocks the class token is wanted.
+
+        Returns: the class tokens of the last blocks, in their order, and the mean patch token of the last
+            block, each after the final norm: (layers + 1) * dim numbers.
+
+        Raises:
+            ArgumentError: the model has not so many blocks.
+            DeviceMemoryError: the batch does not fit the device.
+
+        Source: the linear classifiers of the released code.
+        """
+        with _memory_errors(self.device):
+            images = self._rounded(self._normalised(pixels))
+            found = self.vit.get_intermediate_layers(images, layers, return_class_token=True)
+        patches, _ = found[-1]
+        rows = [class_token.float() for _, class_token in found] + [patches.float().mean(dim=1)]
+        return torch.cat(rows, dim=1).cpu().numpy()
 
     def encode(self, source: Source, spec: FeatureSpec | None = None) -> Features:
         """Return the tokens of one whole image.

@@ -24,6 +24,7 @@ from .image_sets import ImageSet
 
 SCHEMA = "dinokit.teacher-features/1"
 
+_SEVERAL = -2
 _KINDS = ("float16", "float32", "uint8")
 _TOKENS = ("class_token", "patch_tokens")
 
@@ -157,8 +158,8 @@ class _Head(NamedTuple):
 def match_images(features: TeacherFeatures, images: ImageSet) -> Int64[np.ndarray, " m"]:
     """Return the number in a set of each image of teacher features; -1 where it is not in the set.
 
-    An image is known by its name, or by the longest end of it that is left after a slash, in both directions:
-    "a/b.jpg" is "/photos/a/b.jpg".
+    An image is known by the longest common end of two names that begins after a slash; a folder and the file
+    have to agree at least, or one of the names has no folder: "../photos/a/b.jpg" is "/home/photos/a/b.jpg".
 
     Raises:
         ImageError: several images of the set could be meant.
@@ -166,11 +167,11 @@ def match_images(features: TeacherFeatures, images: ImageSet) -> Int64[np.ndarra
     known: dict[bytes, int] = {}
     for number in range(len(images)):
         for tail in _tails(os.fsencode(images.name(number))):
-            known[tail] = number if tail not in known else -2
+            known[tail] = number if tail not in known else _SEVERAL
     found = np.full(len(features.names), -1, np.int64)
     for at, name in enumerate(features.names):
         number = next((known[tail] for tail in _tails(name) if tail in known), -1)
-        if number == -2:
+        if number == _SEVERAL:
             raise ImageError(
                 f"{os.fsdecode(name)} of the teacher features could be several images",
                 hint="name the images by more of their folders",
@@ -197,7 +198,8 @@ def write_teacher_features(
         ArgumentError: tokens are not finite in half precision, or the file cannot be written.
     """
     tokens = {"class_token": class_token, "patch_tokens": patch_tokens}
-    halves = {name: each.astype(np.float16) for name, each in tokens.items() if each is not None}
+    with np.errstate(over="ignore"):
+        halves = {name: each.astype(np.float16) for name, each in tokens.items() if each is not None}
     if bad := [name for name, each in halves.items() if not np.isfinite(each).all()]:
         raise ArgumentError(f"{' and '.join(bad)} of {teacher} cannot be kept in half precision")
     try:
@@ -213,9 +215,9 @@ def write_teacher_features(
 
 
 def _tails(name: bytes) -> list[bytes]:
-    """Return a name and all its ends after a slash, the longest first."""
+    """Return a name and its ends after a slash, the longest first, down to a folder and the file."""
     parts = name.split(b"/")
-    return [b"/".join(parts[at:]) for at in range(len(parts)) if parts[at]]
+    return [b"/".join(parts[at:]) for at in range(max(len(parts) - 1, 1))]
 
 
 def _read_head(path: Path) -> _Head:

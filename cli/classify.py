@@ -1,0 +1,89 @@
+"""`dinokit classify`: what images show, by a linear head or by labelled examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dinov2kit.errors import ArgumentError
+
+from . import console, options
+from .eval_retrieval import percent
+
+
+def classify(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files or folders.")],
+    head: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Linear head; not set: the released ImageNet head of the model."),
+    ] = None,
+    layers: Annotated[int, typer.Option(metavar="1|4", help="Of the released head.")] = 1,
+    names: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Names of the classes of the head, one a line.")
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Labelled images instead of a head: class folders or a table (.csv)."
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", metavar="N", help="Nearest examples that vote.")] = 20,
+    top: Annotated[int, typer.Option(metavar="N", help="Classes of each image.")] = 5,
+    cache: options.DescriptorsOption = None,
+    strict: Annotated[bool, options.flag("--strict", help="Exit 1 when an image cannot be read.")] = False,
+    model: options.ModelOption = "auto",
+    device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = "auto",
+    batch: options.BatchOption = 0,
+    workers: options.WorkersOption = -1,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Say what images show: one of the 1,000 classes of ImageNet, or of your own.
+
+    With --examples, a folder for each class, the nearest examples vote; any model does, and nothing is
+    trained. With --head, a linear layer decides, of the release or of `dinokit eval linear --head`.
+
+    Example: dinokit classify photo.jpg --examples labelled/
+    """
+    from dinov2kit.classifying import Judge, classify_images, open_examples, open_head
+    from dinov2kit.decoding import default_workers
+    from dinov2kit.encoder import Encoder
+    from dinov2kit.images import list_images
+
+    if examples is not None and (head is not None or names is not None):
+        raise ArgumentError("--examples and --head are two ways", hint="give one of them")
+    paths = list_images(images)
+    encoder = Encoder(model, device=device, precision=precision)
+    many = default_workers() if workers < 0 else workers
+    with console.progress(quiet=quiet) as bars:
+        task = bars.add_task("Looking", total=None, note=encoder.name)
+
+        def advance(_: Path) -> None:
+            bars.advance(task)
+
+        judge: Judge
+        if examples is None:
+            judge = open_head(encoder, head, layers=layers, names=names)
+        else:
+            judge = open_examples(encoder, examples, k=k, cache=cache, workers=many, advance=advance)
+        found = classify_images(judge, paths, top=top, workers=many, batch_size=batch, advance=advance)
+    if as_json:
+        console.emit_json("classify/1", {"model": encoder.name, "images": [one.to_json() for one in found]})
+    else:
+        for one in found:
+            cells = [f"{percent(guess.share)}\t{guess.label}" for guess in one.guesses]
+            if cells:
+                console.emit("\t".join([str(one.path), *cells]))
+    for one in found:
+        if one.error is not None:
+            console.warn(f"left out {one.path}: {one.error}")
+    if strict and any(one.error is not None for one in found):
+        raise typer.Exit(console.FAILURE)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the app."""
+    app.command(rich_help_panel="Images")(classify)
