@@ -382,3 +382,19 @@ def test_students_that_see_other_views_do_not_go_together(tmp_path: Path) -> Non
     same = taught_config(tmp_path / "one")
     with pytest.raises(ArgumentError, match="folder of its own"):
         distill([same, same])
+
+
+def test_a_second_phase_starts_with_the_projectors_of_the_first(tmp_path: Path) -> None:
+    first = taught_config(tmp_path / "first", steps=20, optim={"lr": 3e-3}, eval={"every": 20})
+    fit(first)
+    second = first.model_copy(update={"out": tmp_path / "second", "init": str(first.out)})
+    networks = build_networks(
+        second.model_copy(update={"distill": type(second.distill)(**_settled(first.out))}),
+        HERE,
+        precision="fp32",
+    )
+    kept, _ = load_tensors(first.out / "export/projectors.safetensors")
+    for name in ("class_projector", "patch_projector"):
+        for key, value in networks.student[name].state_dict().items():
+            assert torch.equal(value, kept[f"{name}.{key}"])
+    assert not any("drawn from the seed" in note for note in networks.notes)

@@ -23,6 +23,7 @@ from dinov2kit.train.trainer import Trainer
 
 AWAKE = {"layer_scale": 1.0}  # from 1e-5 all class tokens are nearly equal, and KoLeo is all rounding
 SLOW = {"lr": 1e-3}  # the rate of the release; at 1e-2 ten steps of Adam make 1e-5 of a rounding of 1e-7
+TAUGHT = ("class_token_distance", "patch_tokens_distance", "class_token_cosine", "patch_tokens_cosine")
 CHANGES: dict[str, dict[str, Any]] = {
     "fsdp": {"backbone": AWAKE, "optim": SLOW, "scale": {"shard": "fsdp"}},
     "replicate": {"backbone": AWAKE, "optim": SLOW, "scale": {"shard": "replicate"}},
@@ -31,6 +32,15 @@ CHANGES: dict[str, dict[str, Any]] = {
         "optim": SLOW,
         "scale": {"shard": "fsdp"},
         "loss": {"centring": "softmax", "shared_head": False},
+    },
+    "features": {
+        "preset": "distill-features",
+        "backbone": AWAKE,
+        "optim": SLOW,
+        "crops": {"local_count": 0},
+        "loss": {"koleo": 0.0},
+        "distill": {"teacher": "untrained:vitn4:1", "by": "features", "hidden": 16},
+        "scale": {"shard": "fsdp"},
     },
 }
 
@@ -78,21 +88,31 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_ranks(train_and_die, 2, str(folder), "fsdp-2-killed")
     assert [saved.step for saved in find_checkpoints(folder / "fsdp-2-killed")] == [5]
     shutil.copytree(folder / "fsdp-2-killed", folder / "fsdp-2-to-4", symlinks=True)
-    run_ranks(train, 2, str(folder), ["fsdp-2", "replicate-2", "softmax-2", "fsdp-2-killed"])
+    run_ranks(train, 2, str(folder), ["fsdp-2", "replicate-2", "softmax-2", "features-2", "fsdp-2-killed"])
     run_ranks(train, 4, str(folder), ["fsdp-4", "fsdp-2-to-4"])
-    for name in ("fsdp", "softmax"):
+    for name in ("fsdp", "softmax", "features"):
         fit(small_config(folder / f"{name}-1", **CHANGES[name]))
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fsdp-2", "replicate-2", "fsdp-4", "softmax-2"])
+@pytest.mark.parametrize("name", ["fsdp-2", "replicate-2", "fsdp-4", "softmax-2", "features-2"])
 def test_many_processes_learn_what_one_learns(runs: Path, name: str) -> None:
     alone = runs / f"{name.split('-')[0].replace('replicate', 'fsdp')}-1"
     wanted, found = read_metrics(alone), read_metrics(runs / name)
     assert [line["step"] for line in found] == [line["step"] for line in wanted]
     for before, now in zip(wanted, found, strict=True):
-        for key in ("loss", "dino_local", "dino_global", "ibot", "koleo", "target_entropy", "rankme", "knn"):
+        for key in (
+            "loss",
+            "dino_local",
+            "dino_global",
+            "ibot",
+            "koleo",
+            "target_entropy",
+            "rankme",
+            "knn",
+            *TAUGHT,
+        ):
             if key in before:
                 assert now[key] == pytest.approx(before[key], abs=1e-5), (key, now["step"])
     alike = weights_of(alone)

@@ -14,7 +14,7 @@ from dinov2kit.train.fitting import fit
 from dinov2kit.train.metrics import read_metrics
 from dinov2kit.train.plan import TrainPlan, plan_training
 from dinov2kit.train.presets import list_presets
-from dinov2kit.train.train_settings import read_train_settings
+from dinov2kit.train.train_settings import read_distill_settings, read_train_settings
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -123,16 +123,16 @@ def test_a_batch_that_does_not_fit_is_accumulated_and_one_image_too_many_is_refu
     assert not (tmp_path / "run").exists()
 
 
-def commands() -> list[list[str]]:
-    """Return the settings of every `dinokit train` that a page shows."""
+def commands(command: str = "train") -> list[list[str]]:
+    """Return the settings of every `dinokit train`, or of another command, that a page shows."""
     found = []
     for page in PAGES:
         text = page.read_text("utf-8").replace("\\\n", " ")
         for block in re.findall(r"^```(?:bash|console)[^\n]*\n(.*?)^```", text, re.M | re.S):
             for line in block.splitlines():
                 words = shlex.split(line.partition("  #")[0].removeprefix("$ "))
-                if "train" in words and {"dinokit", "dinov2kit.cli"} & set(words):
-                    settings = [word for word in words[words.index("train") + 1 :] if "=" in word]
+                if command in words and {"dinokit", "dinov2kit.cli"} & set(words):
+                    settings = [word for word in words[words.index(command) + 1 :] if "=" in word]
                     settings = [word for word in settings if re.match(r"[a-z_.]+=", word)]
                     found.append([word for word in settings if not word.startswith(("nodes=",))])
     return [settings for settings in found if settings]
@@ -159,7 +159,23 @@ def test_every_command_and_preset_of_the_pages_can_be_planned(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("settings", commands("distill"), ids=lambda settings: " ".join(settings)[:60])
+def test_every_distillation_of_the_pages_can_be_planned(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher is a small one of no training, since the real ones would have to be fetched or made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "_MEASURED_SECONDS", 0.0)
+    given = [word for word in settings if not word.startswith(("data=", "teacher=", "config="))]
+    for student in read_distill_settings([*given, "data=drawn-shapes:300", "teacher=untrained:vitn14"]):
+        plan = plan_training(student)
+        assert plan.steps >= 1
+        assert dict((name, value) for name, value, _ in plan.settings)["distill.by"] == "features"
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_pages_show_commands() -> None:
     assert len(commands()) >= 8
+    assert len(commands("distill")) >= 4
     with pytest.raises(ArgumentError):
         read_train_settings(["data=x", "out=y", "preset=none-such"])

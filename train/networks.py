@@ -19,7 +19,7 @@ from .distill_settings import DistillSettings
 from .heads import ProjectionHead
 from .parallel import World, share_modules
 from .projectors import Projector, TokenMean
-from .starting import starting_heads, starting_weights
+from .starting import starting_heads, starting_projectors, starting_weights
 from .targets import Centre
 from .train_config import TrainConfig
 from .train_groups import LossSettings
@@ -225,10 +225,11 @@ def _start(student: nn.ModuleDict, config: TrainConfig, shape: ViTConfig) -> lis
         return ["all weights are drawn from the seed"]
     notes: list[str] = []
     student["backbone"].load_state_dict(starting_weights(shape, config.init, report=notes.append))
-    found = None if config.distill.by_features else starting_heads(config.init)
+    found = starting_projectors(config.init) if config.distill.by_features else starting_heads(config.init)
     if found is None:
-        return [*notes, f"{config.init} has no heads: they are drawn from the seed"]
-    heads, _ = found
+        kind = "projectors" if config.distill.by_features else "heads"
+        return [*notes, f"{config.init} has no {kind}: they are drawn from the seed"]
+    heads = found if isinstance(found, dict) else found[0]
     for name, module in student.items():
         if name == "backbone":
             continue

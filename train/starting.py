@@ -15,10 +15,10 @@ from dinov2kit.architectures import ViTConfig
 from dinov2kit.checkpoints import released_shapes
 from dinov2kit.errors import WeightsError
 from dinov2kit.positions import interpolate_positions
-from dinov2kit.tensor_files import weight_file
+from dinov2kit.tensor_files import load_tensors, weight_file
 from dinov2kit.weights import load_model
 
-from .exporting import HEADS_FILE, read_heads
+from .exporting import HEADS_FILE, PROJECTORS_FILE, read_heads
 
 _SHAPE = ("embed_dim", "depth", "num_heads", "ffn", "ffn_hidden")  # what cannot be fitted
 
@@ -78,6 +78,26 @@ def starting_heads(init: str | Path) -> tuple[State, dict[str, dict[str, object]
         return None
     state, shapes = read_heads(beside)
     return (state, shapes) if state else None
+
+
+def starting_projectors(init: str | Path) -> State | None:
+    """Return the projectors that lie beside the weights of a run; None where there are none.
+
+    Args:
+        init: as for `starting_weights`.
+
+    Raises:
+        WeightsError: they are damaged.
+    """
+    path = Path(init).expanduser()
+    try:
+        beside = weight_file(path).with_name(PROJECTORS_FILE)
+    except WeightsError:  # a folder without weights, named like a released model
+        return None
+    if not path.exists() or not beside.is_file():
+        return None
+    tensors, _ = load_tensors(beside)
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
 
 
 def resize_positions(
