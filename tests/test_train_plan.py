@@ -170,7 +170,7 @@ def test_every_distillation_of_the_pages_can_be_planned(
     for student in read_distill_settings([*given, "data=drawn-shapes:300", "teacher=untrained:vitn14"]):
         plan = plan_training(student)
         assert plan.steps >= 1
-        assert dict((name, value) for name, value, _ in plan.settings)["distill.by"] == "features"
+        assert {name: value for name, value, _ in plan.settings}["distill.by"] == "features"
     assert not (tmp_path / "runs").exists()
 
 

@@ -76,6 +76,20 @@ _PANELS = (
     _Panel("learning rate", (_Curve("lr"),)),
     _Panel("images per second", (_Curve("images_per_second"),), smooth=True, from_zero=True),
 )
+_TAUGHT = (  # instead of the first two, where tokens of a teacher are guessed
+    _Panel(
+        "distance to the teacher (1 - cosine)",
+        (_Curve("class_token_distance"), _Curve("patch_tokens_distance", style="--")),
+        smooth=True,
+    ),
+    _Panel(
+        "cosine with the teacher, held-out images",
+        (
+            _Curve("class_token_cosine", "eval", "o-", said="class token"),
+            _Curve("patch_tokens_cosine", "eval", "o--", said="patch tokens"),
+        ),
+    ),
+)
 
 
 def draw_curves(runs: Sequence[Path], out: Path) -> Path:
@@ -116,7 +130,8 @@ def draw_curves(runs: Sequence[Path], out: Path) -> Path:
     FigureCanvasAgg(figure)
     unit, word = _unit(max((line["images"] for own in lines for line in own), default=0))
     axes = figure.subplots(2, 3, sharex=True).ravel()
-    for panel, plot in zip(_PANELS, axes, strict=True):
+    panels = _panels(lines)
+    for panel, plot in zip(panels, axes, strict=True):
         _style(plot, panel.title)
         for number, own in enumerate(lines):
             for curve in panel.curves:
@@ -126,7 +141,7 @@ def draw_curves(runs: Sequence[Path], out: Path) -> Path:
     _mark_baselines(axes, lines)
     for plot in axes[3:]:
         plot.set_xlabel(f"images seen{word}", color=_INK)
-    _name(figure, axes, _short_names(runs), lines)
+    _name(figure, axes, _short_names(runs), lines, panels)
     with written_whole(out) as temporary:
         figure.savefig(temporary, format=out.suffix[1:].lower())
     return out
@@ -196,15 +211,24 @@ def _mark_baselines(axes: Any, lines: list[list[dict[str, Any]]]) -> None:
                 axes[2].annotate("raw pixels", (1.0, 100 * score), **said)
 
 
-def _name(figure: Any, axes: Any, names: list[str], lines: list[list[dict[str, Any]]]) -> None:
+def _panels(lines: list[list[dict[str, Any]]]) -> tuple[_Panel, ...]:
+    """Return what there is to plot: runs without prototypes have distances and cosines instead."""
+    taught = any("class_token_distance" in line for own in lines for line in own)
+    plain = any("loss_over_lnk" in line for own in lines for line in own)
+    return (*_TAUGHT, *_PANELS[2:]) if taught and not plain else _PANELS
+
+
+def _name(
+    figure: Any, axes: Any, names: list[str], lines: list[list[dict[str, Any]]], panels: Sequence[_Panel]
+) -> None:
     """Add the legends, and below all what is wrong with each run."""
     from matplotlib.lines import Line2D
 
     runs = [Line2D([], [], color=_COLOURS[i % len(_COLOURS)], linewidth=2.5) for i in range(len(names))]
     plain = {"frameon": False, "labelcolor": _INK}
     figure.legend(runs, names, loc="outside upper left", ncols=min(len(names), 4), fontsize=10, **plain)
-    curves = [curve for curve in _PANELS[1].curves if curve.said]
-    kinds = [Line2D([], [], color=_INK, linestyle=curve.style) for curve in curves]
+    curves = [curve for curve in panels[1].curves if curve.said]
+    kinds = [Line2D([], [], color=_INK, linestyle=curve.style.removeprefix("o")) for curve in curves]
     axes[1].legend(kinds, [curve.said for curve in curves], fontsize=8, **plain)
     wrong = [(name, sorted(open_diagnoses(own))) for name, own in zip(names, lines, strict=True)]
     notes = [f"{name}: {', '.join(codes)}" for name, codes in wrong if codes]
