@@ -21,7 +21,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 from setting import describe_setting
-from skimage.feature import hog
 
 from dinov2kit import Encoder, ModelIdentity
 from dinov2kit.decoding import default_workers
@@ -71,12 +70,6 @@ def colour_histogram(image: np.ndarray) -> np.ndarray:
 def raw_pixels(image: np.ndarray) -> np.ndarray:
     small = cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
     return small - small.mean()
-
-
-def oriented_gradients(image: np.ndarray) -> np.ndarray:
-    """Return HOG of 128 x 128 pixels: cells of 32, blocks of 2 x 2 cells, 9 directions (best of 8 tried)."""
-    grey = cv2.cvtColor(cv2.resize(image, (128, 128), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    return hog(grey, 9, (32, 32), (2, 2), block_norm="L2-Hys")
 
 
 def root_sift(image: np.ndarray) -> np.ndarray:
@@ -189,7 +182,6 @@ def main() -> None:
         encoders: list[Callable[[], GlobalEncoder]] = [
             lambda: PlainEncoder("raw pixels 32x32", 3072, raw_pixels),
             lambda: PlainEncoder("colour histogram", 512, colour_histogram),
-            lambda: PlainEncoder("HOG", 324, oriented_gradients),
             lambda: with_vlad("ORB VLAD", orb_bits, options.root),
             lambda: with_vlad("SIFT VLAD", root_sift, options.root),
         ]
