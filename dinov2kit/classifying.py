@@ -16,7 +16,7 @@ from dinov2kit.described_images import DescriptorCache, Shown, describe_images
 from dinov2kit.download import Progress, download
 from dinov2kit.encoder import Encoder
 from dinov2kit.errors import ArgumentError, ImageError, WeightsError
-from dinov2kit.knn import TEMPERATURE, check_bank, nearest
+from dinov2kit.knn import TEMPERATURE, nearest
 from dinov2kit.labelled_images import read_labelled
 from dinov2kit.linear_head import LinearHead, TokenEncoder, read_head, top_classes
 from dinov2kit.pipeline import GlobalEncoder
@@ -106,6 +106,7 @@ class ExampleJudge:
         labels: number of the class of each.
         names: of the classes.
         k: how many neighbours vote.
+        errors: (path, reason) of the labelled images that could not be read.
     """
 
     encoder: GlobalEncoder
@@ -113,6 +114,7 @@ class ExampleJudge:
     labels: np.ndarray
     names: tuple[str, ...]
     k: int
+    errors: tuple[tuple[Path, str], ...] = ()
 
     def judge(self, rows: Float32[np.ndarray, "n wide"], top: int) -> list[tuple[Guess, ...]]:
         """Return the classes with the most votes, and their share; weights are those of `knn.vote`."""
@@ -186,6 +188,8 @@ def open_examples(
         ImageError: the examples cannot be read.
         ArgumentError: k is below 1.
     """
+    if k < 1:
+        raise ArgumentError(f"k is {k}; wanted 1 or more")
     images = read_labelled(examples, "train")
     kept = None if cache is None else DescriptorCache(cache, encoder.identity)
     shown = [Shown(image.path) for image in images]
@@ -194,8 +198,7 @@ def open_examples(
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[image.label] for image in images], np.int64)[said.known]
     chosen = min(k, len(labels))
-    check_bank(len(labels), [chosen])
-    return ExampleJudge(encoder, said.rows[said.known], labels, names, chosen)
+    return ExampleJudge(encoder, said.rows[said.known], labels, names, chosen, said.errors)
 
 
 def classify_images(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from dinov2kit.tensor_files import load_tensors, save_safetensors
 from dinov2kit.views import CenterCrop
 
 SCHEMA = "1"
+RELEASED_LAYERS = (1, 4)
 
 
 class TokenEncoder:
@@ -116,7 +117,7 @@ def read_head(path: Path, *, dim: int) -> LinearHead:
         dim: width of the tokens that it will be given; a released head says by its width what it takes.
 
     Raises:
-        WeightsError: the file is no head, or belongs to a backbone of another width.
+        WeightsError: the file is no head, is damaged, or belongs to a backbone of another width.
 
     Source: the released heads take the class tokens of one or four blocks, and the mean patch token.
     """
@@ -126,10 +127,11 @@ def read_head(path: Path, *, dim: int) -> LinearHead:
         raise WeightsError(f"{path} holds no linear head", hint="wanted tensors named weight and bias")
     if bias.shape != weight.shape[:1]:
         raise WeightsError(f"{path}: {len(weight)} rows of weights and {bias.shape} of biases")
-    layers, average, classes = weight.shape[1] // dim - 1, True, ()
-    if facts.get("dinov2kit_linear_head") == SCHEMA:
-        layers, average = int(facts["layers"]), bool(json.loads(facts["avgpool"]))
-        classes = tuple(json.loads(facts["classes"]))
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise WeightsError(f"{path} holds numbers that are not finite", hint="train the head again")
+    layers, average, classes = _said(path, facts)
+    if not layers:  # the width alone; a head of a wider backbone may be some other multiple of dim
+        layers = next((each for each in RELEASED_LAYERS if weight.shape[1] == (each + 1) * dim), 0)
     if layers < 1 or weight.shape[1] != (layers + average) * dim:
         raise WeightsError(
             f"{path} takes {weight.shape[1]} numbers, which are no tokens of {dim}",
@@ -139,6 +141,27 @@ def read_head(path: Path, *, dim: int) -> LinearHead:
         raise WeightsError(f"{path} names {len(classes)} classes and has {len(weight)}")
     sha = facts.get("weights_sha256", "")
     return LinearHead(weight.float(), bias.float(), layers, average, classes, sha)
+
+
+def _said(path: Path, facts: Mapping[str, str]) -> tuple[int, bool, tuple[str, ...]]:
+    """Return layers, average and classes as `write_head` wrote them; 0 layers where it wrote nothing.
+
+    Raises:
+        WeightsError: they cannot be read.
+    """
+    schema = facts.get("dinov2kit_linear_head")
+    if schema is None:
+        return 0, True, ()
+    if schema != SCHEMA:
+        raise WeightsError(f"{path} is a linear head of version {schema}; wanted {SCHEMA}")
+    try:
+        layers, average = int(facts["layers"]), json.loads(facts["avgpool"])
+        classes = json.loads(facts["classes"])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(f"{path} does not say which tokens it takes: {error!r}") from error
+    if layers < 1 or not isinstance(average, bool) or not isinstance(classes, list):
+        raise WeightsError(f"{path} says {layers} layers, avgpool {average}, classes {classes}")
+    return layers, average, tuple(map(str, classes))
 
 
 def top_classes(scores: Float32[Tensor, "n classes"], k: int) -> Sequence[tuple[list[int], list[float]]]:

@@ -62,8 +62,8 @@ def test_a_head_says_the_softmax_of_its_tokens(
 ) -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(4, (layers + 1) * 96), torch.randn(4)
-    torch.save({"weight": weight, "bias": bias}, tmp_path / "head.pth")
-    found = classify_images(open_head(encoder, tmp_path / "head.pth"), photos, top=4)
+    write_head(tmp_path / "head.safetensors", LinearHead(weight, bias, layers, True))
+    found = classify_images(open_head(encoder, tmp_path / "head.safetensors"), photos, top=4)
     for one in found:
         pixels = load_picture(one.path, encoder.view).pixels[None]
         images = encoder.normalisation.apply(torch.from_numpy(pixels))
