@@ -75,7 +75,7 @@ CATALOGUE: tuple[ModelSpec, ...] = (
     _released("g", 1_136_486_912, 4),
 )
 
-SHIPPED = ModelSpec("dinokit_vitt14", "vitt14", 5_467_200, "")
+SHIPPED = ModelSpec("dinokit_vitt14", "vitt14", 5_476_992, "")
 
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 
