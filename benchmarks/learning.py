@@ -69,14 +69,16 @@ def show(run: Path) -> None:
 def distill(arguments: argparse.Namespace) -> None:
     """Let a student guess a teacher of drawn shapes, asked live and from disk."""
     defaults = {
-        "data": "drawn-shapes:20000",
-        "student": "vitn6",
+        "data": "drawn-shapes:10000",
+        "student": "vitn4",
         "distill.by": "features",
         "distill.views": "4",
         "crops.global_size": "24",
         "crops.global_scale": "[0.65,1.0]",
         "batch": "128",
-        "images": "80000",
+        "images": "50000",
+        "optim.lr": "5e-3",
+        "distill.hidden": "0",
         "eval.every": "0.25",
         "scale.compile": "off",
     }

@@ -92,7 +92,7 @@ def test_a_distance_is_one_less_the_cosine_with_the_token_less_its_mean() -> Non
         lengths = np.linalg.norm(guess, axis=-1) * np.linalg.norm(away, axis=-1)
         wanted[name] = np.mean(1 - (guess * away).sum(axis=-1) / lengths)
         assert float(found.terms[f"{name}_distance"]) == pytest.approx(wanted[name], abs=1e-6)
-    assert float(found.total) == pytest.approx(wanted["class_token"] + 0.5 * wanted["patch_tokens"], abs=1e-6)
+    assert found.total.item() == pytest.approx(wanted["class_token"] + 0.5 * wanted["patch_tokens"], abs=1e-6)
     found.total.backward()
     assert all(each.grad is not None for each in networks.student["patch_projector"].parameters())
 

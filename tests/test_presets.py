@@ -14,6 +14,8 @@ from dinov2kit.train.train_settings import read_train_settings, settle
 
 NAMES = [
     "continue",
+    "distill",
+    "distill-features",
     "gram",
     "highres",
     "small",
@@ -175,7 +177,8 @@ def test_the_tiny_preset_leaves_a_small_figure_to_see() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("tiney", "did you mean tiny?"), ("zz", "presets are continue, gram")]
+    ("name", "hint"),
+    [("tiney", "did you mean tiny?"), ("zz", "presets are continue, distill, distill-features, gram")],
 )
 def test_an_unknown_preset_is_answered_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ArgumentError) as caught:

@@ -73,7 +73,7 @@ def test_in_a_shared_head_patch_tokens_follow_what_is_said_of_class_tokens() -> 
         ("batch=many", "batch is 'many'; wanted a whole number", ""),
         ("preset=larg", "unknown preset 'larg'", "presets are"),
         ("config=none.yaml", "cannot read none.yaml", ""),
-        ("qqq=1", "unknown setting 'qqq'", "optim.*, scale.*"),
+        ("qqq=1", "unknown setting 'qqq'", "optim.*, distill.*, scale.*"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_words(argument: str, message: str, hint: str) -> None:

@@ -209,7 +209,7 @@ def test_the_model_in_the_package_is_small_trained_and_described() -> None:
     model = load_model(spec.name)
     assert sum(each.numel() for each in model.vit.parameters()) == spec.parameters
     card = spec.file.with_suffix(".md").read_text("utf-8")
-    for word in ("licence", "MobileNet", "Imagenette", "random weights"):
+    for word in ("Licence", "MobileNet", "Imagenette", "random weights"):
         assert word in card, word
 
 

@@ -111,7 +111,7 @@ class Watcher:
 
     def measure(self) -> None:
         """Measure the moving average and export it; all processes take part."""
-        world, chosen = self.trainer.world, self.setup.config.eval
+        world, chosen, started = self.trainer.world, self.setup.config.eval, time.monotonic()
         line: dict[str, Any] = {"kind": "eval", **self._place()}
         if self._probe is not None:
             line |= self._probed(self._probe, self.trainer.embed, rankme=chosen.rankme).to_json()
@@ -126,7 +126,7 @@ class Watcher:
             self._diagnose()
         self.trainer.networks.release_teacher()
         self.folder.export(self.trainer, {"measured": dict(self.last_measure)})
-        self._since = time.monotonic()
+        self._since += time.monotonic() - started  # what it took is no part of the steps around it
 
     def _probed(self, probe: Probe, embed: Embed, *, rankme: bool) -> ProbeResult:
         world = self.trainer.world
