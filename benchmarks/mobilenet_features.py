@@ -13,13 +13,12 @@ import time
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
 
-from dinov2kit.files import written_whole
 from dinov2kit.train.crops import draw_box
 from dinov2kit.train.image_sets import open_images
 from dinov2kit.train.synthetic_pairs import keyed
+from dinov2kit.train.teacher_features import write_teacher_features
 
 FILE = "peers/mobilenet_v1_1.0_224_quant_embedding_extractor.tflite"
 MAP = "Conv2d_11_pointwise/Relu6"
@@ -85,18 +84,18 @@ def main() -> None:
                 flips.append(flip)
                 lasts.append(last)
                 inners.append(inner)
-            with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
-                file.attrs["schema"] = "dinokit.teacher-features/1"
-                file.attrs["teacher"] = "MobileNetV1 1.0 224, ImageNet, uint8"
-                names = [images.name(image) for image in rows]
-                file.create_dataset("names", data=names, dtype=h5py.string_dtype())
-                file["image"] = np.arange(len(rows), dtype=np.int64)
-                file["box"] = np.array(boxes, np.float32)
-                file["flip"] = np.array(flips)
-                file["class_token"] = np.stack(lasts)
-                file["patch_tokens"] = np.stack(inners)
-                for name, scale in zip(("class_token", "patch_tokens"), teacher.scales, strict=True):
-                    file[name].attrs["scale"] = scale
+            write_teacher_features(
+                path,
+                teacher="MobileNetV1 1.0 224, ImageNet, uint8",
+                digest="",
+                names=[images.name(image) for image in rows],
+                image=np.arange(len(rows), dtype=np.int64),
+                box=np.array(boxes, np.float32),
+                flip=np.array(flips),
+                class_token=np.stack(lasts),
+                patch_tokens=np.stack(inners),
+                scales=dict(zip(("class_token", "patch_tokens"), teacher.scales, strict=True)),
+            )
             print(f"{path}: {len(rows) / (time.perf_counter() - started):.0f} images/s", flush=True)
 
 

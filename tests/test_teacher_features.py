@@ -1,6 +1,9 @@
 """Teacher features on disk: what was written comes back, and what is wrong is said."""
 
+import os
 import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +102,58 @@ def test_bytes_mean_what_their_scale_says(tmp_path: Path) -> None:
     assert (lesson.box, lesson.flip, lesson.patch_tokens) == ((0.0, 0.0, 1.0, 1.0), False, None)
 
 
-def test_features_travel_without_open_files(tmp_path: Path) -> None:
+def test_bytes_are_kept_as_bytes(tmp_path: Path) -> None:
+    raw = np.random.default_rng(1).integers(0, 256, (COUNT, 2, 3, 4)).astype(np.uint8)
+    write_teacher_features(tmp_path / "f.h5", **facts(patch_tokens=raw), scales={"patch_tokens": 0.75})
+    with h5py.File(tmp_path / "f.h5", "r") as file:
+        np.testing.assert_array_equal(file["patch_tokens"][()], raw)
+        assert [file[name].dtype.name for name in ("class_token", "patch_tokens")] == ["float16", "uint8"]
+        assert all(item.chunks is None for item in file.values())
+    found = TeacherFeatures.open(tmp_path / "f.h5")
+    for row in range(COUNT):
+        np.testing.assert_array_equal(found.read(row).patch_tokens, raw[row].astype(np.float64) * 0.75)
+
+
+def test_features_travel_to_other_processes_without_open_files(tmp_path: Path) -> None:
     write_teacher_features(tmp_path / "f.h5", **facts())
     found = TeacherFeatures.open(tmp_path / "f.h5")
+    own = found.read(3)
+    pickle.dumps(found)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        other = pool.submit(found.read, 3).result()
+    for left, right in zip(own, other, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_file_is_opened_once_in_a_process_and_anew_after_a_fork(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_teacher_features(tmp_path / "f.h5", **facts())
+    found = TeacherFeatures.open(tmp_path / "f.h5")
+    opened: list[str] = []
+    genuine = h5py.File
+    monkeypatch.setattr(h5py, "File", lambda path, mode: opened.append(path) or genuine(path, mode))
+    for row in range(COUNT):
+        found.read(row)
+    assert len(opened) == 1
+    monkeypatch.setattr(os, "getpid", lambda: -1)
     found.read(0)
-    again = pickle.loads(pickle.dumps(found))
-    assert not again._opened
-    np.testing.assert_array_equal(again.read(3).class_token, found.read(3).class_token)
+    assert len(opened) == 2
+
+
+def test_a_file_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+    for turn in (1.0, 2.0):
+        tokens = np.full((COUNT, 5), turn, np.float32)
+        write_teacher_features(tmp_path / "f.h5", **facts(class_token=tokens))
+        assert TeacherFeatures.open(tmp_path / "f.h5").read(0).class_token.tolist() == [turn] * 5
+
+
+def test_rows_that_there_are_not_are_refused(tmp_path: Path) -> None:
+    write_teacher_features(tmp_path / "f.h5", **facts())
+    found = TeacherFeatures.open(tmp_path / "f.h5")
+    for row in (-1, COUNT):
+        with pytest.raises(ImageError, match=f"no row {row}"):
+            found.read(row)
 
 
 def test_images_are_known_by_the_end_of_their_names(tmp_path: Path) -> None:
@@ -118,26 +166,122 @@ def test_images_are_known_by_the_end_of_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("names", "images", "wanted"),
     [
-        ({"image": np.array([0, 1, 2, 2, 1, 3])}, "images 0 to 3 of 3 names"),
-        ({"box": np.zeros((COUNT, 4), np.float32)}, "boxes that are not"),
-        ({"flip": np.zeros(COUNT - 1, bool)}, "5 rows of flip"),
-        ({"class_token": np.zeros((COUNT, 5, 1), np.float32)}, "tokens of shape"),
+        (["1.jpg"], ["/p/a/1.jpg"], [0]),
+        (["/p/a/1.jpg"], ["1.jpg"], [0]),
+        (["a/1.jpg"], ["/x/a/1.jpg", "a/1.jpg"], [1]),
+        (["../photos/a/1.jpg"], ["/home/photos/a/1.jpg"], [0]),
+        (["x/a/1.jpg", "y/a/1.jpg", "/z/a/1.jpg"], ["/z/a/1.jpg"], [-1, -1, 0]),
     ],
 )
-def test_files_that_do_not_agree_with_themselves_are_refused(
-    tmp_path: Path, changes: dict[str, Any], said: str
+def test_what_has_most_in_common_is_the_image(
+    tmp_path: Path, names: list[str], images: list[str], wanted: list[int]
 ) -> None:
-    with h5py.File(tmp_path / "f.h5", "w") as file:
+    write_teacher_features(tmp_path / "f.h5", **facts(names=names, image=np.zeros(COUNT, np.int64)))
+    np.testing.assert_array_equal(
+        match_images(TeacherFeatures.open(tmp_path / "f.h5"), Named(*images)), wanted
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_images_that_are_left_out_are_not_taken_for_others(tmp_path: Path, count: int) -> None:
+    names = [f"/photos/{number}/images/1.jpg" for number in range(count)]
+    write_teacher_features(tmp_path / "f.h5", **facts(names=names, image=np.zeros(COUNT, np.int64)))
+    found = match_images(TeacherFeatures.open(tmp_path / "f.h5"), Named(*names[:-1]))
+    np.testing.assert_array_equal(found, [*range(count - 1), -1])
+
+
+@pytest.mark.parametrize(
+    ("names", "images", "said"),
+    [
+        (["1.jpg"], ["/p/a/1.jpg", "/p/b/1.jpg"], "several images"),
+        (["../p/a/1.jpg"], ["/x/p/a/1.jpg", "/y/p/a/1.jpg"], "several images"),
+        (["a/1.jpg"], ["a/1.jpg", "a/1.jpg"], "several images"),
+        (["x/a/1.jpg", "y/a/1.jpg"], ["/z/a/1.jpg"], "could both be"),
+    ],
+)
+def test_names_that_could_be_several_are_refused(
+    tmp_path: Path, names: list[str], images: list[str], said: str
+) -> None:
+    write_teacher_features(tmp_path / "f.h5", **facts(names=names, image=np.zeros(COUNT, np.int64)))
+    with pytest.raises(ImageError, match=said):
+        match_images(TeacherFeatures.open(tmp_path / "f.h5"), Named(*images))
+
+
+FAULTS = [
+    ({"image": np.array([0, 1, 2, 2, 1, 3])}, "images 0 to 3 of 3 names"),
+    ({"image": np.array([0, 1, 2, 2, 1, -1])}, "images -1 to 2 of 3 names"),
+    ({"image": np.zeros(COUNT)}, "image of type float64"),
+    ({"image": 3}, r"image of shape \(\)"),
+    ({"box": np.zeros((COUNT, 4), np.float32)}, "boxes that are not"),
+    ({"box": np.tile(np.float32([0, 0, 1, 1.25]), (COUNT, 1))}, "boxes that are not"),
+    ({"box": np.full((COUNT, 4), np.nan, np.float32)}, "boxes that are not"),
+    ({"box": np.zeros((COUNT, 3), np.float32)}, "box of shape"),
+    ({"flip": np.zeros(COUNT - 1, bool)}, "5 rows of flip"),
+    ({"flip": np.zeros(COUNT)}, "flip of type float64"),
+    ({"class_token": np.zeros((COUNT, 5, 1), np.float32)}, "class_token of shape"),
+    ({"class_token": np.zeros((COUNT, 0), np.float32)}, "class_token of shape"),
+    ({"class_token": np.zeros((COUNT, 5))}, "class_token of type float64"),
+    ({"class_token": np.zeros((COUNT - 1, 5), np.float32)}, "5 rows of class_token"),
+    ({"patch_tokens": np.zeros((COUNT, 6, 4), np.float32)}, "patch_tokens of shape"),
+    ({"patch_tokens": np.zeros((COUNT, 2, 3, 4), np.uint8)}, "without the attribute scale"),
+    ({"names": None}, "lacks names"),
+    ({"image": None}, "lacks image"),
+    ({"class_token": None}, "lacks class_token"),
+]
+
+
+def write_by_hand(path: Path, **changes: Any) -> None:
+    """Write what another program might have; None leaves a dataset out."""
+    with h5py.File(path, "w") as file:
         file.attrs["schema"] = SCHEMA
         for name, values in facts(**changes).items():
             if isinstance(values, list):
                 file.create_dataset(name, data=values, dtype=h5py.string_dtype())
-            elif not isinstance(values, str):
+            elif not isinstance(values, str) and values is not None:
                 file[name] = values
-    with pytest.raises(ImageError, match=said):
+
+
+@pytest.mark.parametrize(("changes", "said"), FAULTS)
+def test_files_that_do_not_agree_with_themselves_are_refused(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    write_by_hand(tmp_path / "f.h5", **changes)
+    with pytest.raises(ImageError, match=said) as caught:
         TeacherFeatures.open(tmp_path / "f.h5")
+    assert str(tmp_path / "f.h5") in caught.value.message
+    assert caught.value.hint
+
+
+def test_files_without_rows_are_refused(tmp_path: Path) -> None:
+    rows = ("image", "box", "flip", "class_token", "patch_tokens")
+    write_by_hand(tmp_path / "f.h5", **{name: facts()[name][:0] for name in rows})
+    with pytest.raises(ImageError, match="no rows"):
+        TeacherFeatures.open(tmp_path / "f.h5")
+
+
+@pytest.mark.parametrize("scale", [np.nan, 0.0, -1.0, "x", np.zeros(2)])
+def test_scales_that_mean_nothing_are_refused(tmp_path: Path, scale: Any) -> None:
+    write_by_hand(tmp_path / "f.h5", class_token=np.zeros((COUNT, 5), np.uint8))
+    with h5py.File(tmp_path / "f.h5", "r+") as file:
+        file["class_token"].attrs["scale"] = scale
+    with pytest.raises(ImageError, match="class_token of scale"):
+        TeacherFeatures.open(tmp_path / "f.h5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image": np.array([0, 1, 2, 2, 1, 3])}, "images 0 to 3 of 3 names"),
+        ({"class_token": np.zeros((COUNT, 5), np.uint8)}, "without the attribute scale"),
+        ({"class_token": np.zeros((COUNT, 5), np.int64)}, "class_token of type int64"),
+    ],
+)
+def test_what_could_not_be_opened_is_not_written(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        write_teacher_features(tmp_path / "f.h5", **facts(**changes))
+    assert not any(tmp_path.iterdir())
 
 
 def test_what_is_no_teacher_features_is_refused(tmp_path: Path) -> None:
@@ -155,11 +299,27 @@ def test_what_is_no_teacher_features_is_refused(tmp_path: Path) -> None:
         TeacherFeatures.open(tmp_path / "other.h5")
 
 
-def test_features_of_two_teachers_are_not_mixed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teacher": "another"},
+        {"digest": "e"},
+        {"class_token": np.zeros((COUNT, 6), np.float32)},
+        {"patch_tokens": np.zeros((COUNT, 3, 3, 4), np.float32)},
+        {"patch_tokens": None},
+    ],
+)
+def test_features_of_two_teachers_are_not_mixed(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_teacher_features(tmp_path / "1.h5", **facts())
-    write_teacher_features(tmp_path / "2.h5", **facts(teacher="another"))
-    with pytest.raises(ImageError, match="does not belong"):
+    write_teacher_features(tmp_path / "2.h5", **facts(**changes))
+    with pytest.raises(ImageError, match=r"2\.h5 does not belong"):
         TeacherFeatures.open(tmp_path)
+
+
+def test_hidden_files_of_a_folder_are_no_part_of_it(tmp_path: Path) -> None:
+    write_teacher_features(tmp_path / "1.h5", **facts())
+    (tmp_path / "._1.h5").write_text("x")
+    assert len(TeacherFeatures.open(tmp_path)) == COUNT
 
 
 def test_what_is_not_finite_is_neither_written_nor_read(tmp_path: Path) -> None:

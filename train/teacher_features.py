@@ -7,10 +7,11 @@ layout is in docs/formats.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -19,14 +20,14 @@ from jaxtyping import Bool, Float32, Int64, Shaped
 from dinov2kit.errors import ArgumentError, ImageError
 from dinov2kit.files import written_whole
 
+from .array_images import HDF5_SUFFIXES
 from .image_names import Names
 from .image_sets import ImageSet
-
-SCHEMA = "dinokit.teacher-features/1"
+from .teacher_file import SCHEMA, TOKENS, Rows, checked_head, read_head
 
 _SEVERAL = -2
-_KINDS = ("float16", "float32", "uint8")
-_TOKENS = ("class_token", "patch_tokens")
+_OPEN = 128  # files that a process keeps open
+_MORE_FOLDERS = "name the images by more of their folders"
 
 
 class Lesson(NamedTuple):
@@ -78,13 +79,9 @@ class TeacherFeatures:
     ends: Int64[np.ndarray, " files"]
     boxes: Float32[np.ndarray, "n 4"]
     flips: Bool[np.ndarray, " n"]
-    _opened: dict[int, h5py.File] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.image_of)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}}
 
     @classmethod
     def open(cls, path: Path) -> TeacherFeatures:
@@ -95,10 +92,15 @@ class TeacherFeatures:
         """
         paths = [path]
         if path.is_dir():
-            paths = sorted(each for each in path.iterdir() if each.suffix.lower() in (".h5", ".hdf5"))
+            paths = sorted(
+                each
+                for each in path.iterdir()
+                if each.suffix.lower() in HDF5_SUFFIXES and not each.name.startswith(".")
+            )
         if not paths:
             raise ImageError(f"{path} holds no teacher features", hint="wanted files that end in .h5")
-        files = [_read_head(each) for each in paths]
+        _open.cache_clear()  # a file may have been written anew under its name
+        files = [read_head(each) for each in paths]
         first = files[0]
         for each, other in zip(paths, files, strict=True):
             if other.common != first.common:
@@ -127,56 +129,65 @@ class TeacherFeatures:
         Raises:
             ImageError: it cannot be read, or is not finite.
         """
+        if not 0 <= row < len(self):
+            raise ImageError(f"{self.paths[0]}: there is no row {row}, but {len(self)} from 0 on")
         number = int(np.searchsorted(self.ends, row, side="right"))
         own = row - (int(self.ends[number - 1]) if number else 0)
         path = self.paths[number]
         try:
-            if number not in self._opened:
-                self._opened[number] = h5py.File(path, "r")
-            tokens = [_values(self._opened[number], name, own) for name in _TOKENS]
-        except (OSError, KeyError, ValueError) as error:
+            tokens = {name: rows.read(own) for name, rows in _open(path, os.getpid()).items()}
+        except (OSError, KeyError, ValueError, RuntimeError) as error:  # what h5py raises on damage
             raise ImageError(f"{path}, row {own}: it cannot be read: {error}") from error
-        if not all(np.isfinite(each).all() for each in tokens if each is not None):
-            raise ImageError(f"{path}, row {own}: a token is not finite")
+        except ImageError as error:
+            raise ImageError(f"{path}, row {own}: {error.message}") from error
         left, top, right, bottom = self.boxes[row].tolist()
-        class_token, patch_tokens = tokens
-        assert class_token is not None
-        box = (left, top, right, bottom)
-        return Lesson(int(self.image_of[row]), box, bool(self.flips[row]), class_token, patch_tokens)
-
-
-class _Head(NamedTuple):
-    """What a file says without its tokens."""
-
-    common: tuple[str, str, int, int | None, tuple[int, int] | None]
-    names: list[bytes]
-    image: Int64[np.ndarray, " n"]
-    box: Float32[np.ndarray, "n 4"]
-    flip: Bool[np.ndarray, " n"]
+        return Lesson(
+            int(self.image_of[row]),
+            (left, top, right, bottom),
+            bool(self.flips[row]),
+            tokens["class_token"],
+            tokens.get("patch_tokens"),
+        )
 
 
 def match_images(features: TeacherFeatures, images: ImageSet) -> Int64[np.ndarray, " m"]:
     """Return the number in a set of each image of teacher features; -1 where it is not in the set.
 
-    An image is known by the longest common end of two names that begins after a slash; a folder and the file
-    have to agree at least, or one of the names has no folder: "../photos/a/b.jpg" is "/home/photos/a/b.jpg".
+    Equal names are one image. Else an image is known by the longest common end of two names that begins after
+    a slash; a folder and the file have to agree at least, or one of the names has no folder:
+    "../photos/a/b.jpg" is "/home/photos/a/b.jpg". Where several names fit one image so, the one that has more
+    in common with it has it, and the others are not in the set.
 
     Raises:
-        ImageError: several images of the set could be meant.
+        ImageError: several images of the set could be meant, or several names could mean one image.
     """
-    known: dict[bytes, int] = {}
-    for number in range(len(images)):
-        for tail in _tails(os.fsencode(images.name(number))):
-            known[tail] = number if tail not in known else _SEVERAL
+    own = [os.fsencode(images.name(number)) for number in range(len(images))]
+    wholes = _numbered((name, number) for number, name in enumerate(own))
+    ends, files = wholes, wholes
+    if any(name not in wholes for name in features.names):
+        ends = _numbered((end, number) for number, name in enumerate(own) for end in _ends(name))
+        files = _numbered((_file(name), number) for number, name in enumerate(own))
     found = np.full(len(features.names), -1, np.int64)
+    shared = np.zeros(len(found), np.int64)
+    unclear: dict[int, bytes] = {}
     for at, name in enumerate(features.names):
-        number = next((known[tail] for tail in _tails(name) if tail in known), -1)
-        if number == _SEVERAL:
-            raise ImageError(
-                f"{os.fsdecode(name)} of the teacher features could be several images",
-                hint="name the images by more of their folders",
-            )
-        found[at] = number
+        found[at], end = _place(name, wholes, ends, files)
+        shared[at] = len(end) + (name in wholes)  # an equal name has more in common than any end
+        if found[at] == _SEVERAL:
+            unclear[at] = end
+    most = np.zeros(len(own), np.int64)
+    there = found >= 0
+    np.maximum.at(most, found[there], shared[there])
+    _refuse_unclear(features, unclear, shared, own, most)
+    there[there] = shared[there] == most[found[there]]
+    found[~there] = -1
+    if len(twice := np.flatnonzero(np.bincount(found[there], minlength=len(own)) > 1)):
+        one, other = np.flatnonzero(found == twice[0])[:2].tolist()
+        raise ImageError(
+            f"{os.fsdecode(features.names[one])} and {os.fsdecode(features.names[other])} of the teacher "
+            f"features could both be {images.name(int(twice[0]))}",
+            hint=_MORE_FOLDERS,
+        )
     return found
 
 
@@ -191,16 +202,34 @@ def write_teacher_features(
     flip: Bool[np.ndarray, " n"],
     class_token: Shaped[np.ndarray, "n dim"],
     patch_tokens: Shaped[np.ndarray, "n rows cols patch_dim"] | None,
+    scales: Mapping[str, float] | None = None,
 ) -> None:
-    """Write a file of teacher features, whole or not at all; tokens are kept in half precision.
+    """Write a file of teacher features, whole or not at all; tokens are kept in half precision or in bytes.
+
+    Args:
+        path: the file.
+        teacher: who speaks, for people.
+        digest: of the teacher and of how it was asked; "" where nothing tells it.
+        names: of the images.
+        image: which of the names each row is of.
+        box: of each row, as in `Lesson`.
+        flip: of each row, as in `Lesson`.
+        class_token: of each row; floating point, or uint8 with a scale.
+        patch_tokens: the same; None where the teacher says nothing of places.
+        scales: what a step of uint8 tokens is worth, by "class_token" and "patch_tokens".
 
     Raises:
-        ArgumentError: tokens are not finite in half precision, or the file cannot be written.
+        ArgumentError: tokens are not finite in half precision, `TeacherFeatures.open` would refuse the file,
+            or it cannot be written.
     """
     tokens = {"class_token": class_token, "patch_tokens": patch_tokens}
     with np.errstate(over="ignore"):
-        halves = {name: each.astype(np.float16) for name, each in tokens.items() if each is not None}
-    if bad := [name for name, each in halves.items() if not np.isfinite(each).all()]:
+        kept = {
+            name: each.astype(np.float16) if each.dtype.kind == "f" else each
+            for name, each in tokens.items()
+            if each is not None
+        }
+    if bad := [name for name, each in kept.items() if not np.isfinite(each).all()]:
         raise ArgumentError(f"{' and '.join(bad)} of {teacher} cannot be kept in half precision")
     try:
         with written_whole(path) as temporary, h5py.File(temporary, "w") as file:
@@ -208,85 +237,69 @@ def write_teacher_features(
             file.create_dataset(
                 "names", data=[os.fsencode(name) for name in names], dtype=h5py.string_dtype()
             )
-            for name, values in {"image": image, "box": box, "flip": flip, **halves}.items():
+            for name, values in {"image": image, "box": box, "flip": flip, **kept}.items():
                 file.create_dataset(name, data=values)
+            for name, scale in (scales or {}).items():
+                file[name].attrs["scale"] = scale
+            checked_head(path, file)
+    except ImageError as error:  # here it is the caller who made the file so
+        raise ArgumentError(error.message, hint=error.hint) from error
     except OSError as error:
         raise ArgumentError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _tails(name: bytes) -> list[bytes]:
+def _place(
+    name: bytes, wholes: dict[bytes, int], ends: dict[bytes, int], files: dict[bytes, int]
+) -> tuple[int, bytes]:
+    """Return the number of the image of a name, -1 or `_SEVERAL`, and what both names share."""
+    if name in wholes:
+        return wholes[name], name
+    if b"/" not in name:
+        return files.get(name, -1), name
+    end = next((end for end in (*_ends(name), _file(name)) if end in ends), b"")
+    return ends.get(end, -1), end
+
+
+def _refuse_unclear(
+    features: TeacherFeatures,
+    unclear: dict[int, bytes],
+    shared: Int64[np.ndarray, " m"],
+    own: Sequence[bytes],
+    most: Int64[np.ndarray, " images"],
+) -> None:
+    """Refuse names that could be several images, unless all of these have a name of their own."""
+    lowest: dict[bytes, int] = {}
+    for number, name in enumerate(own if unclear else ()):
+        for end in (*_ends(name), _file(name)):
+            lowest[end] = min(lowest.get(end, int(most[number])), int(most[number]))
+    for at, end in unclear.items():
+        if lowest[end] <= shared[at]:
+            raise ImageError(
+                f"{os.fsdecode(features.names[at])} of the teacher features could be several images",
+                hint=_MORE_FOLDERS,
+            )
+
+
+def _numbered(pairs: Iterable[tuple[bytes, int]]) -> dict[bytes, int]:
+    """Return the number of each name; `_SEVERAL` for a name that comes again."""
+    numbers: dict[bytes, int] = {}
+    for name, number in pairs:
+        numbers[name] = _SEVERAL if name in numbers else number
+    return numbers
+
+
+def _file(name: bytes) -> bytes:
+    return name.rpartition(b"/")[2]
+
+
+def _ends(name: bytes) -> list[bytes]:
     """Return a name and its ends after a slash, the longest first, down to a folder and the file."""
     parts = name.split(b"/")
     return [b"/".join(parts[at:]) for at in range(max(len(parts) - 1, 1))]
 
 
-def _read_head(path: Path) -> _Head:
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("schema") != SCHEMA:
-                raise ImageError(
-                    f"{path} holds no teacher features that this version knows",
-                    hint=f'wanted the attribute schema "{SCHEMA}"',
-                )
-            missing = [name for name in ("names", "image", "class_token") if name not in file]
-            if missing:
-                raise ImageError(f"{path} lacks {', '.join(missing)}")
-            return _checked(path, file)
-    except FileNotFoundError as error:
-        raise ImageError(f"no such file: {path}") from error
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error}") from error
-
-
-def _checked(path: Path, file: h5py.File) -> _Head:
-    names = [
-        name.encode("utf-8", "surrogateescape") if isinstance(name, str) else name
-        for name in file["names"][()]
-    ]
-    image = np.asarray(file["image"][()]).astype(np.int64)
-    count = len(image)
-    box = np.tile(np.array([0, 0, 1, 1], np.float32), (count, 1))
-    if "box" in file:
-        box = np.asarray(file["box"][()], np.float32)
-    flip = np.asarray(file["flip"][()]).astype(bool) if "flip" in file else np.zeros(count, bool)
-    shapes = {name: file[name].shape for name in _TOKENS if name in file}
-    faults = [
-        *(f"{name} of type {file[name].dtype}" for name in shapes if file[name].dtype.name not in _KINDS),
-        *(
-            f"{name} in bytes without the attribute scale"
-            for name in shapes
-            if file[name].dtype.name == "uint8" and "scale" not in file[name].attrs
-        ),
-    ]
-    lengths = {"box": len(box), "flip": len(flip), **{name: shape[0] for name, shape in shapes.items()}}
-    faults += [f"{length} rows of {name}" for name, length in lengths.items() if length != count]
-    if not count:
-        faults.append("no rows")
-    elif not (image.min() >= 0 and image.max() < len(names)):
-        faults.append(f"images {image.min()} to {image.max()} of {len(names)} names")
-    if box.shape[1:] != (4,) or not ((box[:, :2] < box[:, 2:]).all() and box.min() >= 0 and box.max() <= 1):
-        faults.append("boxes that are not left, top, right, bottom from 0 to 1")
-    if len(shapes["class_token"]) != 2 or len(shapes.get("patch_tokens", (0, 0, 0, 0))) != 4:
-        faults.append(f"tokens of shape {', '.join(map(str, shapes.values()))}")
-    if faults:
-        raise ImageError(
-            f"{path} holds {' and '.join(faults)}", hint=f"for {count} rows; see docs/formats.md"
-        )
-    grid, patch_dim = None, None
-    if "patch_tokens" in shapes:
-        _, rows, cols, patch_dim = shapes["patch_tokens"]
-        grid = (rows, cols)
-    said = (str(file.attrs.get("teacher", "")), str(file.attrs.get("digest", "")))
-    return _Head((*said, shapes["class_token"][1], patch_dim, grid), names, image, box, flip)
-
-
-def _values(file: h5py.File, name: str, row: int) -> Float32[np.ndarray, ...] | None:
-    """Return the tokens of a row; bytes are turned into what they mean."""
-    if name not in file:
-        return None
-    values = np.asarray(file[name][row], np.float32)
-    if file[name].dtype.name != "uint8":
-        return values
-    facts = file[name].attrs
-    zero = np.float32(facts.get("zero_point", 0))
-    return np.asarray((values - zero) * np.float32(facts["scale"]), np.float32)
+@lru_cache(_OPEN)
+def _open(path: Path, process: int) -> dict[str, Rows]:
+    """Open the tokens of a file; once in each process, for HDF5 must not cross a fork."""
+    file = h5py.File(path, "r")
+    return {name: Rows(file[name]) for name in TOKENS if name in file}
