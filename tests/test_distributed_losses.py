@@ -19,6 +19,7 @@ from dinov2kit.train.koleo import koleo
 from dinov2kit.train.soft_cross_entropy import soft_cross_entropy
 from dinov2kit.train.targets import Centre, sinkhorn_targets
 
+pytestmark = pytest.mark.xdist_group("ranks")  # the processes start once
 WORLD, SIZES = 4, (1, 2, 4)
 UNEVEN = {1: [14], 2: [14, 0], 4: [5, 0, 8, 1]}  # rows of each process
 

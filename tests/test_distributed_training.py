@@ -24,6 +24,7 @@ from dinov2kit.train.trainer import Trainer
 AWAKE = {"layer_scale": 1.0}  # from 1e-5 all class tokens are nearly equal, and KoLeo is all rounding
 SLOW = {"lr": 1e-3}  # the rate of the release; at 1e-2 ten steps of Adam make 1e-5 of a rounding of 1e-7
 TAUGHT = ("class_token_distance", "patch_tokens_distance", "class_token_cosine", "patch_tokens_cosine")
+pytestmark = pytest.mark.xdist_group("ranks")  # the runs are made once
 CHANGES: dict[str, dict[str, Any]] = {
     "fsdp": {"backbone": AWAKE, "optim": SLOW, "scale": {"shard": "fsdp"}},
     "replicate": {"backbone": AWAKE, "optim": SLOW, "scale": {"shard": "replicate"}},
