@@ -24,7 +24,7 @@ from dinov2kit.images import load_picture
 from dinov2kit.knn import classify
 from dinov2kit.linear_head import LinearHead, write_head
 
-MODEL = "untrained:vitn4"
+MODEL = "untrained:vitn8"
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from dinov2kit.linear_eval import LinearSpec, evaluate_linear
 from dinov2kit.linear_head import LinearHead, TokenEncoder, read_head, wanted_columns, write_head
 from dinov2kit.linear_probe import RATES, HeadGroup, HeadKey, rank_classes, train_heads
 
-MODEL = "untrained:vitn4"
+MODEL = "untrained:vitn8"
 
 
 def made_rows(
@@ -107,7 +107,7 @@ def test_columns_are_the_last_class_tokens_and_the_mean_patch() -> None:
     assert wanted_columns(row, 2, 4, False).tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 
-@pytest.mark.parametrize("model", [MODEL, "untrained:vitn4_reg"])
+@pytest.mark.parametrize("model", [MODEL, "untrained:vitn8_reg"])
 def test_tokens_of_an_encoder_are_those_of_the_released_heads(model: str) -> None:
     encoder = Encoder(model, device="cpu", precision="fp32")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3)).astype(np.uint8)

@@ -88,7 +88,7 @@ def test_the_command_tells_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "--root",
         "set",
         "--model",
-        "untrained:vitn4",
+        "untrained:vitn8",
         "-c",
         "1",
         "-c",

@@ -1,7 +1,6 @@
 """Teacher features on disk: what was written comes back, and what is wrong is said."""
 
 import os
-import pickle
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -118,7 +117,6 @@ def test_features_travel_to_other_processes_without_open_files(tmp_path: Path) -
     write_teacher_features(tmp_path / "f.h5", **facts())
     found = TeacherFeatures.open(tmp_path / "f.h5")
     own = found.read(3)
-    pickle.dumps(found)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         other = pool.submit(found.read, 3).result()
     for left, right in zip(own, other, strict=True):
